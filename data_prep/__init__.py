@@ -1,0 +1,1 @@
+"""From images, local or public, to verified shards."""

@@ -1,0 +1,102 @@
+"""The run's record, kept up to date while it trains, and the line a person reads after each validation."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from vdsr import records
+from vdsr.task import SuperResolution
+
+log = logging.getLogger(__name__)
+
+LEFT_BICUBIC = 0.02  # dB above bicubic on the mean; below it a run has not learned yet
+
+
+class Recorder(pl.Callback):
+    """Writes `record.json`: curve, validations, cost and what became of the run.
+
+    record: what is known before training starts. A run that continues takes over what its earlier
+    part had recorded up to the step it continues from.
+    """
+
+    def __init__(self, path: Path, record: records.Record) -> None:
+        self.path, self.record = path, record
+        self.record |= {"status": "running", "curve": [], "validations": [], "seconds": 0.0, "steps": 0}
+        self._began = time.perf_counter()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.path.exists():
+            earlier = records.read(self.path)
+            self.record["seconds"] = earlier["seconds"]
+            for key in ("curve", "validations"):
+                self.record[key] = [point for point in earlier[key] if point["step"] <= trainer.global_step]
+        self._began = time.perf_counter()
+        self.write(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, SuperResolution)
+        if trainer.global_step % pl_module.log_every:
+            return
+        point = {
+            key.removeprefix("train/"): float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith("train/")
+        }
+        self.record["curve"].append({"step": trainer.global_step, "epoch": pl_module.epoch, **point})
+        if not math.isfinite(point.get("loss", 0.0)):
+            why = f"the loss is {point['loss']} at step {trainer.global_step}"
+            log.warning("this run diverged: %s; lower optim.lr or clip.theta", why)
+            self.record |= {"status": "diverged", "error": why}
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, SuperResolution)
+        step = trainer.global_step
+        self.record["validations"].append(
+            {"step": step, "epoch": pl_module.epoch, "psnr": pl_module.mean_psnr, "scores": scores(pl_module)}
+        )
+        if trainer.is_global_zero:
+            log.info("%s", validation_line(trainer, pl_module))
+        self.write(trainer)
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Save the record as it stands; rank 0 only."""
+        now = time.perf_counter()
+        self.record["seconds"] += now - self._began
+        self._began = now
+        self.record["steps"] = trainer.global_step
+        if trainer.is_global_zero:
+            records.write_json(self.path, self.record)
+
+
+def scores(task: SuperResolution) -> dict[str, dict[str, dict[str, float]]]:
+    """{set: {x<scale>: {psnr, ssim, bicubic_psnr, bicubic_ssim}}} of the last validation or test."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for (name, scale), score in task.scores.items():
+        bicubic = task.bicubic[name, scale]
+        table.setdefault(name, {})[f"x{scale:g}"] = {
+            "psnr": score.psnr,
+            "ssim": score.ssim,
+            "bicubic_psnr": bicubic.psnr,
+            "bicubic_ssim": bicubic.ssim,
+        }
+    return table
+
+
+def left_bicubic(task: SuperResolution) -> bool:
+    """Whether the network does better than its input: the commonest failure is to end exactly there."""
+    return task.gain > LEFT_BICUBIC
+
+
+def validation_line(trainer: pl.Trainer, task: SuperResolution) -> str:
+    """Step, mean PSNR and the gain over bicubic at each set and scale, for logs without a progress bar."""
+    gains = "  ".join(
+        f"{name} ×{scale:g} {score.psnr:.2f} ({score.psnr - task.bicubic[name, scale].psnr:+.2f})"
+        for (name, scale), score in task.scores.items()
+    )
+    stuck = "" if left_bicubic(task) else "  · not beyond bicubic yet"
+    return f"step {trainer.global_step}/{trainer.max_steps}  {gains}  dB (against bicubic){stuck}"

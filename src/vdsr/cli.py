@@ -1,0 +1,138 @@
+"""From the command line to a function: Hydra, with errors written for people.
+
+Light on purpose: `--help` and `--cfg job` must not wait for torch.
+"""
+
+import difflib
+import errno
+import functools
+import hashlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vdsr.errors import InputError
+
+log = logging.getLogger(__name__)
+
+LONGEST_NAME = 120  # file systems allow 255 bytes; W&B ids 128 characters
+
+
+# the user's disk and rights, not our bugs
+DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG}
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a script's entry point out of a function of a composed config, `conf/<config_name>.yaml`.
+
+    What the user can mend ends in one line on stderr and exit status 1. In a sweep a point that fails
+    is logged and scored NaN, so that the other points still run.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+            try:
+                return task(cfg)
+            except Exception as error:
+                complaint = explain(error)
+                if not sweeping and complaint:
+                    sys.exit(f"error: {complaint}")
+                if not sweeping:
+                    raise
+                log.error("this point failed: %s", complaint or error, exc_info=complaint is None)
+                return float("nan")
+
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises in place of printing; the line is ours
+            register_resolvers()
+            try:
+                hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)()
+            except Exception as error:
+                complaint = explain(error)
+                if complaint is None:
+                    raise
+                sys.exit(f"error: {complaint}")
+
+        return main
+
+    return decorate
+
+
+def register_resolvers() -> None:
+    """Teach OmegaConf `${run_id:<overrides>,<seed>}` and `${sweep_id:}`."""
+    OmegaConf.register_new_resolver("run_id", run_id, replace=True)
+    OmegaConf.register_new_resolver("sweep_id", sweep_id, replace=True)
+
+
+def sweep_id() -> str:
+    """Name a sweep by its command line. Its points learn the name through the environment (VDSR_SWEEP)."""
+    arguments = [a for a in sys.argv[1:] if "=" in a and not re.match(r"\+?experiment=|hydra[./]|name=|paths\.", a)]
+    return os.environ.setdefault("VDSR_SWEEP", _short(",".join(arguments)) or "default")
+
+
+def run_id(overrides: str, seed: int) -> str:
+    """Name a run by what was asked of it, so that the same command finds its own directory again.
+
+    overrides: Hydra's `override_dirname`. Every rank and every restart computes the same name.
+    """
+    return _short(f"{overrides},seed={seed}")
+
+
+def _short(name: str) -> str:
+    """A folder name of one command's words: unusual characters replaced, a long tail hashed."""
+    name = re.sub(r"[^\w.=,+-]+", "-", name).strip("-,")
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:10]
+        name = f"{name[: LONGEST_NAME - 11]}-{digest}"
+    return name
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for what a user can mend: bad input, a full disk, an unknown key; None for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.errno not in DISK_ERRORS:
+            return None
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; free space or name another folder (paths.data=…, paths.runs=…)"
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, InputError):
+        return str(error.__cause__)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _explain_config(error)
+    return None
+
+
+def _explain_config(error: BaseException) -> str:
+    """Hydra's or OmegaConf's complaint, with the nearest name where a key or an option is unknown."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    cause: BaseException | None = error
+    while cause is not None:
+        key, parent = getattr(cause, "key", None), getattr(cause, "parent_node", None)
+        if key is not None and isinstance(parent, DictConfig):
+            return f"{lines[0].rstrip('.')}: there is no key '{key}'" + _nearest(str(key), [str(k) for k in parent])
+        cause = cause.__cause__
+    wanted = re.search(r"'([^']+)'", lines[0])
+    options = [line for line in lines[1:] if re.fullmatch(r"[\w./-]+", line)]
+    if wanted and options:
+        return lines[0] + _nearest(wanted.group(1).split("/")[-1], options)
+    return " ".join(lines[:2])
+
+
+def _nearest(name: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f" (there are: {', '.join(options)})" if options else ""

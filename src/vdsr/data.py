@@ -1,0 +1,225 @@
+"""From shards to batches: decoded luma in memory, crops by the plan, degradation on the device."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from vdsr.colour import luma
+from vdsr.errors import InputError
+from vdsr.images import decode
+from vdsr.plan import Crops, Plan
+from vdsr.resize import degrade_windows, parse_scale, ratio, window_pixels, window_size, window_start
+from vdsr.shards import Sample, ShardSet
+
+
+class Pair(NamedTuple):
+    """A training batch on the device: (B, 1, P, P) float32 luma in [0, 1]."""
+
+    ilr: Tensor
+    hr: Tensor
+
+
+class Picture(NamedTuple):
+    """One benchmark image: uint8, (H, W, 3) RGB or (H, W) grey."""
+
+    set: str
+    sample: Sample
+    pixels: NDArray[np.uint8]
+
+    @property
+    def hr(self) -> Tensor:
+        """(1, 1, H, W) float32 luma in [0, 1]."""
+        return torch.from_numpy(luma(self.pixels))[None, None].float() / 255
+
+
+def load_pictures(shards: ShardSet) -> list[Picture]:
+    """Every image of a set, decoded, in the order of its index. Raises InputError for damage."""
+
+    def load(item: tuple[Sample, bytes]) -> Picture:
+        sample, data = item
+        return Picture(shards.name, sample, decode(data, sample.key))
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        return list(pool.map(load, shards.read()))
+
+
+class LumaStore:
+    """All training images as one flat uint8 tensor of luma: 45 MB for the 291, on any device."""
+
+    def __init__(self, images: Sequence[NDArray[np.uint8]]) -> None:
+        self.pixels = torch.from_numpy(np.concatenate([image.ravel() for image in images]))
+        sizes = np.array([image.size for image in images])
+        self.offsets = torch.from_numpy(np.cumsum(sizes) - sizes)
+        self.heights = torch.tensor([image.shape[0] for image in images])
+        self.widths = torch.tensor([image.shape[1] for image in images])
+
+    def to(self, device: torch.device) -> "LumaStore":
+        """The same store with its pixels on `device`; nothing is copied when they are there already."""
+        for name in ("pixels", "offsets", "heights", "widths"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def cut(self, crops: Crops, patch: int) -> Pair:
+        """Cut the crops' windows, degrade them and take out the patches: (n, 1, P, P) ILR and HR."""
+        device = self.pixels.device
+        image, top, left, turns = (torch.from_numpy(array).to(device) for array in crops[1:])
+        side, step = window_size(patch, crops.scale), ratio(crops.scale).numerator
+        first_row, first_column = window_start(top, crops.scale), window_start(left, crops.scale)
+        height, width = self.heights[image], self.widths[image]
+        rows = window_pixels(first_row, side, height - height % step)
+        columns = window_pixels(first_column, side, width - width % step)
+        index = self.offsets[image][:, None, None] + rows[:, :, None] * width[:, None, None] + columns[:, None, :]
+        hr = self.pixels[index][:, None].float() / 255
+        pair = torch.cat([degrade_windows(hr, crops.scale), hr], dim=1)
+        pair = _turn(_inside(pair, top - first_row, left - first_column, patch), turns)
+        return Pair(*pair.split(1, dim=1))
+
+
+def _inside(windows: Tensor, top: Tensor, left: Tensor, patch: int) -> Tensor:
+    """(n, C, S, S) → (n, C, P, P), each from its own corner."""
+    span = torch.arange(patch, device=windows.device)
+    n = torch.arange(len(windows), device=windows.device)[:, None, None]
+    rows, columns = (top[:, None] + span)[:, :, None], (left[:, None] + span)[:, None, :]
+    return windows.transpose(0, 1)[:, n, rows, columns].transpose(0, 1)
+
+
+def _turn(patches: Tensor, turns: Tensor) -> Tensor:
+    """Flip and transpose each square patch by its 3 bits: the 8 symmetries of the square."""
+    bits = (turns[:, None] >> torch.arange(3, device=turns.device) & 1).bool()
+    for bit, turned in enumerate((lambda x: x.flip(-2), lambda x: x.flip(-1), lambda x: x.transpose(-2, -1))):
+        patches = torch.where(bits[:, bit, None, None, None], turned(patches), patches)
+    return patches
+
+
+class Steps(IterableDataset[list[Crops]]):
+    """The plan from step `start` on, without end; the trainer's max_steps ends it."""
+
+    def __init__(self, plan: Plan, start: int, samples: range) -> None:
+        self.plan, self.start, self.samples = plan, start, samples
+
+    def __iter__(self) -> Iterator[list[Crops]]:
+        step = self.start
+        while True:
+            yield self.plan.step(step, self.samples)
+            step += 1
+
+
+class Pictures(Dataset[Picture]):
+    """Benchmark images, dealt out to the ranks like cards: none twice."""
+
+    def __init__(self, pictures: Sequence[Picture], rank: int, ranks: int) -> None:
+        self.pictures = pictures[rank::ranks]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.pictures[index]
+
+
+class SuperResolutionData(pl.LightningDataModule):
+    """Training crops and benchmark images, all in memory.
+
+    train: shard folder of HR images; val, test: shard folders of benchmarks (`test` defaults to `val`).
+    scales: what to train and score at. patch: side of a training patch. batch_size: global, over all ranks.
+    Raises InputError for missing or damaged shards, an impossible scale, patch or batch; before training.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: Sequence[str],
+        test: Sequence[str] | None = None,
+        scales: Sequence[float] = (2, 3, 4),
+        val_scales: Sequence[float] | None = None,
+        patch: int = 41,
+        batch_size: int = 64,
+        turn: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.scales = parse_scales(scales, "data.scales")
+        self.val_scales = parse_scales(val_scales, "data.val_scales") if val_scales else self.scales
+        for name, value in (("data.batch_size", batch_size), ("data.patch", patch)):
+            if value < 1:
+                raise InputError(f"{name}={value}: must be at least 1")
+        self.patch, self.batch_size = patch, batch_size
+        self.train_shards = ShardSet.open(Path(train))
+        self.val_shards = [ShardSet.open(Path(folder)) for folder in val]
+        self.test_shards = [ShardSet.open(Path(folder)) for folder in test or val]
+        images = self.train_shards.samples
+        for image in images:
+            if min(image.height, image.width) - max(ratio(s).numerator for s in self.scales) < patch:
+                raise InputError(
+                    f"{self.train_shards.root}: {image.key} ({image.width}×{image.height}) is too small for patches "
+                    f"of {patch} pixels: lower data.patch or leave the image out"
+                )
+        heights, widths = [image.height for image in images], [image.width for image in images]
+        self.plan = Plan(heights, widths, self.scales, patch, batch_size, seed, turn)
+        self._store: LumaStore | None = None
+        self._pictures: dict[str, list[Picture]] = {}
+
+    def pictures(self, shards: ShardSet) -> list[Picture]:
+        """The decoded images of a benchmark, kept for the next validation."""
+        key = str(shards.root)
+        if key not in self._pictures:
+            self._pictures[key] = load_pictures(shards)
+        return self._pictures[key]
+
+    @property
+    def store(self) -> LumaStore:
+        """The decoded luma of the training images."""
+        if self._store is None:
+            self._store = LumaStore([luma(picture.pixels) for picture in load_pictures(self.train_shards)])
+        return self._store
+
+    def train_dataloader(self) -> DataLoader[list[Crops]]:
+        assert self.trainer is not None
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        if self.batch_size % ranks:
+            raise InputError(f"data.batch_size={self.batch_size} does not divide among {ranks} ranks")
+        share = self.batch_size // ranks
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        steps = Steps(self.plan, start, range(rank * share, (rank + 1) * share))
+        return DataLoader(steps, batch_size=None, collate_fn=_as_it_is)
+
+    def val_dataloader(self) -> DataLoader[Picture]:
+        return self._benchmark(self.val_shards)
+
+    def test_dataloader(self) -> DataLoader[Picture]:
+        return self._benchmark(self.test_shards)
+
+    def _benchmark(self, sets: Sequence[ShardSet]) -> DataLoader[Picture]:
+        assert self.trainer is not None
+        pictures = [picture for shards in sets for picture in self.pictures(shards)]
+        dealt = Pictures(pictures, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(dealt, batch_size=None, collate_fn=_as_it_is)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Training: cut and degrade the crops where the pixels live. Benchmarks: hand the picture on."""
+        if isinstance(batch, Picture):
+            return batch
+        store = self.store.to(device)
+        pairs = [store.cut(crops, self.patch) for crops in batch]
+        return Pair(torch.cat([pair.ilr for pair in pairs]), torch.cat([pair.hr for pair in pairs]))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch  # PyTorch would turn its arrays into tensors
+
+
+def parse_scales(scales: Sequence[Any], name: str) -> tuple[float, ...]:
+    """A non-empty sequence of valid scales, each once, in ascending order. Raises InputError."""
+    if not isinstance(scales, Sequence) or isinstance(scales, str):
+        raise InputError(f"{name}={scales}: give a list of scales, such as [2,3,4]")
+    if not scales:
+        raise InputError(f"{name} is empty: give at least one scale, such as [2,3,4]")
+    return tuple(sorted({parse_scale(scale) for scale in scales}))

@@ -1,0 +1,245 @@
+"""A run from its configuration: seed → build → fit → test → record. Only this module knows Hydra's config."""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import Logger
+from rich.console import Console
+
+from vdsr import net, records, tables, tracking, weights
+from vdsr.callbacks.pictures import Pictures
+from vdsr.callbacks.recorder import Recorder, left_bicubic, scores
+from vdsr.callbacks.throughput import Throughput
+from vdsr.data import SuperResolutionData
+from vdsr.errors import InputError
+from vdsr.task import SuperResolution
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "weights.safetensors"
+SIZELESS = ("paths", "logger")  # what may differ between two runs of the same experiment
+
+
+def run(cfg: DictConfig) -> float:
+    """Train, test and record one run in Hydra's output folder; returns the final mean PSNR in dB.
+
+    A run that finds its own checkpoint there continues; one that is finished is only reported.
+    Raises InputError when the folder holds a run of another configuration or data.
+    """
+    hydra_config = HydraConfig.get()
+    _check_launch(cfg, hydra_config.mode == RunMode.MULTIRUN)
+    run_dir = Path(hydra_config.runtime.output_dir)
+    torch.set_float32_matmul_precision("highest")
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    _prepare_sample(cfg)
+
+    data: SuperResolutionData = hydra.utils.instantiate(cfg.data)
+    network = net.channels_last(hydra.utils.instantiate(cfg.model))
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    record = _new_record(config, list(hydra_config.overrides.task), network, data)
+    if finished := _earlier(run_dir, record):
+        log.info("finished already: %s (remove the folder to run it again)", run_dir)
+        _show(finished, run_dir, [])
+        return float(finished["psnr"])
+    record |= records.provenance()
+
+    task = SuperResolution(
+        net=network,
+        optimiser=hydra.utils.instantiate(cfg.optim.optimiser),
+        schedule=hydra.utils.instantiate(cfg.optim.schedule),
+        clip=hydra.utils.instantiate(cfg.clip),
+        scales=data.val_scales,
+        patches_per_epoch=data.plan.patches,
+        batch_size=data.batch_size,
+        log_every=cfg.trainer.log_every_n_steps,
+    )
+    recorder = Recorder(run_dir / records.FILE, record)
+    loggers: list[Logger] = []
+    exit_code = 1
+    try:
+        loggers += _loggers(cfg, run_dir, config)
+        _train(cfg, run_dir, data, task, recorder, loggers)
+        exit_code = 0
+    except BaseException as error:
+        if record["status"] == "running":
+            stopped = isinstance(error, KeyboardInterrupt)
+            record |= {"status": "stopped" if stopped else "failed", "error": _one_line(error)}
+            if run_dir.is_dir():
+                records.write_json(run_dir / records.FILE, record)
+        raise
+    finally:
+        tracking.finish(loggers, exit_code)
+    _show(record, run_dir, tracking.where(loggers))
+    if record["status"] == "diverged":
+        raise InputError(f"{run_dir}: diverged: {record['error']}; lower optim.lr or clip.theta")
+    return float(record["psnr"])
+
+
+def precision(setting: str) -> str:
+    """Lightning's name for `setting`; `auto` is bf16 autocast where the hardware has it, else fp32."""
+    if setting != "auto":
+        return setting
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def _train(
+    cfg: DictConfig,
+    run_dir: Path,
+    data: SuperResolutionData,
+    task: SuperResolution,
+    recorder: Recorder,
+    loggers: list[Logger],
+) -> None:
+    """Fit from wherever the run stands, test, and leave weights and a complete record."""
+    checkpoints = run_dir / "checkpoints"
+    settings = dict(OmegaConf.to_container(cfg.trainer, resolve=True))  # type: ignore[arg-type]
+    checkpoint_every = settings.pop("checkpoint_every")
+    validations = settings.pop("validations")
+    settings["precision"] = precision(settings["precision"])
+    trainer = pl.Trainer(
+        **settings,
+        max_epochs=-1,  # max_steps ends a run; epochs are counted in patches
+        val_check_interval=max(1, settings["max_steps"] // validations),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the plan deals samples out itself
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+        logger=loggers,
+        callbacks=_callbacks(run_dir, data, recorder, checkpoint_every),
+    )
+    last = checkpoints / "last.ckpt"
+    if last.exists():
+        step = weights.read_checkpoint(last)["global_step"]
+        log.info("continuing at step %d from %s", step, last)
+    trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    record = recorder.record
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if record["status"] == "diverged":
+        recorder.write(trainer)
+        return
+    trainer.save_checkpoint(last)
+    best = max((point["psnr"] for point in record["validations"]), default=None)
+    trainer.test(task, datamodule=data, verbose=False)
+    record |= {
+        "status": "finished",
+        "metrics": scores(task),
+        "psnr": task.mean_psnr,
+        "gain": task.gain,
+        "psnr_best": best,
+        "left_bicubic": left_bicubic(task),
+        "patches_per_second": _median([p["patches_per_second"] for p in record["curve"] if "patches_per_second" in p]),
+    }
+    if not record["left_bicubic"]:
+        log.warning("this run did not leave bicubic behind (%+.3f dB): see the record's curve", task.gain)
+    if trainer.is_global_zero:
+        weights.save(
+            task.net,
+            run_dir / WEIGHTS,
+            scales=list(data.scales),
+            steps=trainer.global_step,
+            data=data.train_shards.checksum,
+            metrics=record["metrics"],
+        )
+    recorder.write(trainer)
+
+
+def _callbacks(run_dir: Path, data: SuperResolutionData, recorder: Recorder, checkpoint_every: int) -> list[Callback]:
+    folder = run_dir / "checkpoints"
+    best = ModelCheckpoint(folder, "best", monitor="val/psnr", mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(folder, "last", every_n_train_steps=checkpoint_every, enable_version_counter=False)
+    callbacks: list[Callback] = [Throughput(data.batch_size), Pictures(run_dir / "pictures"), recorder, best, last]
+    if sys.stdout.isatty():
+        callbacks.append(RichProgressBar())
+    return callbacks
+
+
+def _loggers(cfg: DictConfig, run_dir: Path, config: dict[str, Any]) -> list[Logger]:
+    loggers: list[Logger] = []
+    for logger in (cfg.logger or {}).values():
+        # a partial: the configuration itself must not be instantiated
+        loggers.append(hydra.utils.instantiate(logger, _partial_=True)(run_dir, config))
+    return loggers
+
+
+def _new_record(
+    config: dict[str, Any], overrides: list[str], network: torch.nn.Module, data: SuperResolutionData
+) -> records.Record:
+    sets = {shards.name: shards.checksum for shards in [data.train_shards, *data.val_shards, *data.test_shards]}
+    return {
+        "format": records.FORMAT,
+        "name": config["name"],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": "python " + " ".join(sys.argv),
+        "overrides": overrides,
+        "config": config,
+        "seed": config["seed"],
+        "data": {"train": data.train_shards.name, "checksums": sets, "patches_per_epoch": data.plan.patches},
+        "network": {**network.spec(), "parameters": sum(p.numel() for p in network.parameters())},  # type: ignore[operator]
+    }
+
+
+def _earlier(run_dir: Path, record: records.Record) -> records.Record | None:
+    """The record of a finished run of the same configuration. Raises InputError for another one's."""
+    path = run_dir / records.FILE
+    if not path.exists():
+        return None
+    earlier = records.read(path)
+    old, new = ({k: v for k, v in r["config"].items() if k not in SIZELESS} for r in (earlier, record))
+    changes = records.differences(old | {"data sets": earlier["data"]}, new | {"data sets": record["data"]})
+    if changes:
+        text = ", ".join(f"{key}: {a} → {b}" for key, (a, b) in list(changes.items())[:3])
+        raise InputError(f"{run_dir} holds a run of another configuration ({text}): remove it, or set name=…")
+    return earlier if earlier["status"] == "finished" and (run_dir / WEIGHTS).exists() else None
+
+
+def _check_launch(cfg: DictConfig, sweeping: bool) -> None:
+    """A sweep cannot start ranks itself: each child process would start the whole sweep again."""
+    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    several = (isinstance(devices, int) and devices > 1) or nodes > 1
+    if sweeping and several and "WORLD_SIZE" not in os.environ and "SLURM_NTASKS" not in os.environ:
+        raise InputError(
+            f"a sweep runs each point on one device, not {devices}×{nodes}: set trainer.devices=1, pick one point with "
+            "hydra.mode=RUN, or start the ranks with srun or torchrun"
+        )
+
+
+def _prepare_sample(cfg: DictConfig) -> None:
+    """The embedded images become shards on first use, so that the first run needs nothing else."""
+    folders = [Path(folder) for folder in (cfg.data.train, *cfg.data.val)]
+    root = Path(cfg.paths.data)
+    if any(folder.parent == root and folder.name in ("sample", "sample_val") for folder in folders):
+        from data_prep.prepare import ensure_sample
+
+        ensure_sample(root)
+
+
+def _show(record: records.Record, run_dir: Path, trackers: list[str]) -> None:
+    console = Console()
+    console.print(tables.benchmark(record))
+    lines = [f"record: {run_dir / records.FILE}", f"weights: {run_dir / WEIGHTS}", f"pictures: {run_dir / 'pictures'}"]
+    for line in lines + trackers:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _median(values: list[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None

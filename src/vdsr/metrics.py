@@ -1,0 +1,82 @@
+"""PSNR and SSIM as the paper's benchmark takes them (clip, round, shave), over torchmetrics.
+
+Protocol: modcrop, degrade in floats, network, clip to [16, 235], round to 8 bits, shave ⌈scale⌉
+pixels, peak 255; mean over the images of a set. Source: the evaluation code of Kim et al. and the
+benchmarks it was compared on (Timofte et al. 2014); SSIM: Wang et al. 2004.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from vdsr.colour import LUMA_MAX, LUMA_MIN
+from vdsr.errors import InputError
+
+SSIM_WINDOW = 11
+
+
+class Score(NamedTuple):
+    """PSNR in dB and SSIM of one image, or their means over a set."""
+
+    psnr: float
+    ssim: float
+
+
+def quantise(luma: Tensor) -> Tensor:
+    """Luma in [0, 1] → whole grey levels in [16, 235], in float64."""
+    return (luma.double() * 255).clamp(LUMA_MIN, LUMA_MAX).round()
+
+
+def psnr_ssim(sr: Tensor, hr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Benchmark PSNR (dB) and SSIM of one image, as float64 scalars on its device.
+
+    sr: (1, 1, H, W) network output in [0, 1], not yet clipped; hr: (1, 1, H, W) in [0, 1], 8-bit values.
+    Raises InputError when less than SSIM's 11 × 11 window is left inside the border.
+    """
+    shave = math.ceil(scale)
+    height, width = hr.shape[-2:]
+    if min(height, width) - 2 * shave < SSIM_WINDOW:
+        raise InputError(
+            f"an image of {height}×{width} pixels is too small to be scored at ×{scale:g}: "
+            f"at least {SSIM_WINDOW + 2 * shave} pixels a side; leave it out of the benchmark"
+        )
+    inside = (..., slice(shave, -shave), slice(shave, -shave))
+    # borders lack full context, so the benchmarks leave out `scale` pixels
+    sr, hr = quantise(sr)[inside], (hr.double() * 255).round()[inside]
+    psnr = peak_signal_noise_ratio(sr, hr, data_range=255.0)
+    ssim = structural_similarity_index_measure(
+        sr, hr, gaussian_kernel=True, sigma=1.5, kernel_size=SSIM_WINDOW, data_range=255.0, k1=0.01, k2=0.03
+    )
+    assert isinstance(ssim, Tensor)
+    return psnr, ssim
+
+
+class BenchmarkScore(Metric):
+    """Mean of the images' PSNR and SSIM (not the PSNR of the mean error); summed exactly over ranks."""
+
+    higher_is_better = True
+    full_state_update = False
+    psnr: Tensor
+    ssim: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("psnr", "ssim", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.set_dtype(torch.float64)
+
+    def update(self, sr: Tensor, hr: Tensor, scale: float) -> None:
+        """Add one image; shapes and ranges as in `psnr_ssim`."""
+        psnr, ssim = psnr_ssim(sr, hr, scale)
+        self.psnr += psnr
+        self.ssim += ssim
+        self.count += 1
+
+    def compute(self) -> Score:
+        """The means over all images of all ranks."""
+        return Score(float(self.psnr / self.count), float(self.ssim / self.count))

@@ -1,0 +1,137 @@
+"""One JSON record per run, and what is made from records. Knows no tracker and no trainer."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vdsr.errors import InputError
+
+FORMAT = 1
+FILE = "record.json"
+PACKAGES = ("vdsr", "torch", "pytorch-lightning", "torchmetrics", "hydra-core", "webdataset", "wandb", "numpy", "pillow")
+
+Record = dict[str, Any]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strict JSON to a temporary name, then rename. Not-a-number and infinity become null."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Record:
+    """A run's record. Raises InputError when it is cut off, no record, or of a newer format."""
+    try:
+        record = json.loads(path.read_text())
+        fits = int(record["format"]) <= FORMAT and isinstance(record["config"], dict)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: no run record, or a damaged one ({type(error).__name__}); run again") from None
+    if not fits:
+        raise InputError(f"{path}: format {record['format']} is newer than this version reads ({FORMAT}); update")
+    return dict(record)
+
+
+def read_all(folder: Path) -> list[Record]:
+    """Every run record below a folder, in the order of their paths. Raises InputError for a damaged one."""
+    return [read(path) for path in sorted(folder.rglob(FILE))]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ between two nested configurations: {key: (old, new)}."""
+    a, b = _flatten(old), _flatten(new)
+    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
+
+
+def swept(records: Sequence[Record]) -> list[str]:
+    """The configuration keys that were overridden with different values in these runs, in their order."""
+    values: dict[str, set[str]] = {}
+    for record in records:
+        for override in record["overrides"]:
+            values.setdefault(override.split("=", 1)[0].lstrip("+"), set())
+    for key in values:
+        values[key] = {json.dumps(lookup(record["config"], key), default=str) for record in records}
+    return [key for key, different in values.items() if len(different) > 1]
+
+
+def lookup(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, or None."""
+    for part in key.split("."):
+        if not isinstance(config, Mapping) or part not in config:
+            return None
+        config = config[part]
+    return config
+
+
+def provenance() -> Record:
+    """Commit, versions and hardware of this process."""
+    return {"commit": _commit(), "versions": _versions(), "hardware": _hardware()}
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("-modified" if changes.stdout.strip() else "")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, Mapping) or not config:
+        return {prefix.rstrip("."): config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.")
+    return flat
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return content

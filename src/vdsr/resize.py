@@ -1,0 +1,132 @@
+"""MATLAB's imresize on any device, and the degradation HR → ILR of whole images and of patches.
+
+`torch.nn.functional.interpolate(mode="bicubic", antialias=True)` has MATLAB's kernel (a = -0.5,
+widened when shrinking) but renormalises at the border where MATLAB mirrors; so mirror first, resize,
+crop. Everything is kept on a grid where high and low resolution pixels meet: for a scale p/q every
+p HR pixels are q LR pixels.
+"""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdsr.errors import InputError
+
+LARGEST_SCALE = 8
+LARGEST_DENOMINATOR = 10  # one decimal and the usual fractions; keeps modcrop and margins small
+REACH = 4  # LR pixels past which a bicubic kernel of either direction has no weight
+
+
+def parse_scale(scale: Any) -> float:
+    """`scale` as a float; a whole number or a simple fraction above 1, at most 8.
+
+    Raises InputError for anything else, naming it.
+    """
+    try:
+        value = float(scale)
+        ratio(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"scale {scale!r}: give a number above 1 and at most {LARGEST_SCALE}, such as 2, 3 or 2.5"
+        ) from None
+    return value
+
+
+def ratio(scale: float) -> Fraction:
+    """The scale as the fraction p/q: p HR pixels cover q LR pixels. Raises ValueError, see `parse_scale`."""
+    fraction = Fraction(scale).limit_denominator(LARGEST_DENOMINATOR)
+    if not 1 < fraction <= LARGEST_SCALE or abs(float(fraction) - scale) > 1e-6:
+        raise ValueError(f"no scale: {scale}")
+    return fraction
+
+
+def modcrop(image: Tensor, scale: float) -> Tensor:
+    """Cut the last rows and columns of (..., H, W) so that both are multiples of the scale (of p for p/q)."""
+    step = ratio(scale).numerator
+    height, width = image.shape[-2:]
+    return image[..., : height - height % step, : width - width % step]
+
+
+def imresize(image: Tensor, factor: Fraction) -> Tensor:
+    """Resize (B, C, H, W) floats by `factor`, as MATLAB's imresize(…, 'bicubic') does.
+
+    Returns (B, C, ceil(H·factor), ceil(W·factor)) in the same range, unrounded, unclipped.
+    Source: MATLAB imresize; Keys 1981 (a = -0.5). Equal to 1e-11 in float64, 3e-3 of a grey level in float32.
+    """
+    height, width = image.shape[-2:]
+    for dim, length in ((-2, height), (-1, width)):
+        image = image.index_select(dim, _mirror(_padded(length, factor, image.device), length))
+    size = [int(n * factor) for n in image.shape[-2:]]
+    resized = F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)
+    first = int(_pad(factor) * factor)
+    return resized[..., first : first + math.ceil(height * factor), first : first + math.ceil(width * factor)]
+
+
+def degrade(hr: Tensor, scale: float) -> Tensor:
+    """Bicubic down- and upscaling of `hr`: the interpolated low resolution image (ILR).
+
+    hr: (B, C, H, W) floats, H and W multiples of the scale (`modcrop`); returns the same shape and
+    range, unrounded. Raises ValueError when H or W is no multiple.
+    Source: Kim et al. 2016, section 4.1.
+    """
+    fraction = ratio(scale)
+    if any(n == 0 or n % fraction.numerator for n in hr.shape[-2:]):
+        raise ValueError(f"{tuple(hr.shape[-2:])} is no multiple of {fraction.numerator}: modcrop first")
+    return imresize(imresize(hr, 1 / fraction), fraction)
+
+
+def window_size(patch: int, scale: float) -> int:
+    """Side, in HR pixels, of the window that holds any `patch` and what degrading it depends on."""
+    step = ratio(scale).numerator
+    return math.ceil((patch + step - 1) / step) * step + 2 * _margin(scale)
+
+
+def window_start(corner: Tensor, scale: float) -> Tensor:
+    """First row (or column) of the window of a patch that starts at `corner`: on the LR grid, may be < 0."""
+    step = ratio(scale).numerator
+    return corner // step * step - _margin(scale)
+
+
+def window_pixels(start: Tensor, size: int, length: Tensor) -> Tensor:
+    """(n,) starts, (n,) image lengths → (n, size) pixel indices, mirrored at the image's borders."""
+    return _mirror(start[:, None] + torch.arange(size, device=start.device), length[:, None])
+
+
+def degrade_windows(windows: Tensor, scale: float) -> Tensor:
+    """Degrade (n, 1, S, S) float windows cut at `window_start`; exact except in the margin.
+
+    A patch of the result equals that patch of the whole degraded image to 1e-13 (float64).
+    """
+    fraction = ratio(scale)
+    size = windows.shape[-1]
+    for target in (int(size / fraction), size):
+        windows = F.interpolate(
+            windows, size=[target, target], mode="bicubic", antialias=True, align_corners=False
+        )
+    return windows
+
+
+def _margin(scale: float) -> int:
+    fraction = ratio(scale)
+    return math.ceil(REACH / fraction.denominator) * fraction.numerator
+
+
+def _pad(factor: Fraction) -> int:
+    """Pixels to mirror before resizing: REACH pixels of the coarser grid, whole on both grids."""
+    reach = REACH / min(factor, Fraction(1))
+    return math.ceil(reach / factor.denominator) * factor.denominator
+
+
+def _padded(length: int, factor: Fraction, device: torch.device) -> Tensor:
+    pad, step = _pad(factor), factor.denominator
+    return torch.arange(-pad, math.ceil(length / step) * step + pad, device=device)
+
+
+def _mirror(index: Tensor, length: int | Tensor) -> Tensor:
+    """Reflect indices at both borders, the edge pixel repeated, as often as needed."""
+    index = index % (2 * length)
+    return torch.minimum(index, 2 * length - 1 - index)

@@ -1,0 +1,103 @@
+"""After a sweep: one table of all its points, and the picture of it, in the sweep's folder."""
+
+import csv
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from vdsr.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class SweepReport(Callback):
+    """Runs where the sweep was started, once its last point has ended; exit status 1 if any failed."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            failed = report(folder)
+        except InputError as error:
+            sys.exit(f"error: {error}")
+        if failed:
+            sys.exit(f"error: {failed} of the sweep's points did not finish; see {folder / 'sweep.csv'}")
+
+
+def report(folder: Path) -> int:
+    """Write `sweep.csv` and `sweep.png` for the records below `folder`, print the table; how many points failed.
+
+    Raises InputError when there is no record or a damaged one.
+    """
+    from rich.console import Console  # only once there is something to show
+    from rich.table import Table
+
+    from vdsr import records
+
+    found = records.read_all(folder)
+    if not found:
+        raise InputError(f"{folder}: no run left a record")
+    keys = records.swept(found)
+    benchmarks = sorted({(name, scale) for r in found for name, s in r.get("metrics", {}).items() for scale in s})
+    header = [*keys, "status", *(f"{name} {scale.replace('x', '×')}" for name, scale in benchmarks), "gain", "seconds"]
+    rows = [
+        [*(str(records.lookup(r["config"], key)) for key in keys), r["status"]]
+        + [_psnr(r, name, scale) for name, scale in benchmarks]
+        + [f"{r['gain']:+.2f}" if "gain" in r else "", f"{r['seconds']:.0f}"]
+        for r in found
+    ]
+    table = Table(title=f"{found[0]['name']}: PSNR in dB, gain over bicubic", title_justify="left")
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    with (folder / "sweep.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    _draw(found, keys, folder / "sweep.png")
+    log.info("table: %s, picture: %s", folder / "sweep.csv", folder / "sweep.png")
+    for record in found:
+        if record["status"] != "finished":
+            log.warning("%s: %s: %s", ", ".join(record["overrides"]), record["status"], record.get("error", "not ended"))
+    return sum(record["status"] != "finished" for record in found)
+
+
+def _psnr(record: dict[str, Any], name: str, scale: str) -> str:
+    figures = record.get("metrics", {}).get(name, {}).get(scale)
+    return f"{figures['psnr']:.2f}" if figures else ""
+
+
+def _draw(found: list[dict[str, Any]], keys: list[str], path: Path) -> None:
+    """Gain over bicubic at each scale, point by point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from vdsr import records
+
+    figure, axes = plt.subplots(figsize=(1.6 + 1.1 * max(4, len(found)), 4.2))
+    labels = ["\n".join(f"{key.split('.')[-1]} {records.lookup(r['config'], key)}" for key in keys) for r in found]
+    benchmarks = sorted({(name, scale) for r in found for name, s in r.get("metrics", {}).items() for scale in s})
+    for name, scale in benchmarks:
+        points = [
+            (i, figures["psnr"] - figures["bicubic_psnr"])
+            for i, r in enumerate(found)
+            if (figures := r.get("metrics", {}).get(name, {}).get(scale))
+        ]
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"{name} {scale.replace('x', '×')}")
+    axes.axhline(0, color="0.6", linewidth=1)
+    axes.set_xticks(range(len(found)), labels, fontsize=8)
+    axes.set_ylabel("PSNR above bicubic (dB)")
+    axes.set_title(found[0]["name"], loc="left", fontsize=10)
+    if benchmarks:
+        axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(path)
+    plt.close(figure)

@@ -1,0 +1,89 @@
+"""Weights and checkpoints: written with what rebuilds the network, read without executing anything."""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vdsr import net as networks
+from vdsr.errors import InputError
+
+FORMAT = 1
+SPEC = "vdsr_network"  # key of the network's spec, in a checkpoint and in a weights file's metadata
+
+
+def save(net: nn.Module, path: Path, **metadata: Any) -> Path:
+    """Write float32 weights and their metadata (spec, format, whatever else is given) as safetensors.
+
+    Atomic: written to a temporary name, then renamed.
+    """
+    tensors = {name: t.detach().float().cpu().contiguous() for name, t in net.state_dict().items()}
+    text = {"format": str(FORMAT), SPEC: json.dumps(net.spec())}  # type: ignore[operator]
+    text |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata=text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> nn.Module:
+    """Rebuild a network from `weights.safetensors` or a checkpoint (.ckpt) of a run.
+
+    Nothing in the file is executed. Raises InputError, naming file and remedy, when it is missing,
+    truncated, of another type or version, or does not fit the network that it names.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    spec, tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    net = networks.build(spec)
+    try:
+        net.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        complaint = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: does not fit the {spec.get('name')} it names: {complaint}") from None
+    return net.eval()
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or no safetensors file ({error})") from None
+    if SPEC not in metadata:
+        raise InputError(f"{path}: carries no network description: not weights of this project")
+    if int(metadata.get("format", 0)) > FORMAT:
+        raise InputError(f"{path}: format {metadata['format']} is newer than this version reads ({FORMAT}); update")
+    return json.loads(metadata[SPEC]), tensors
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents as plain tensors and containers. Raises InputError; never unpickles objects."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: holds more than tensors and plain values, so it was not loaded") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        complaint = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"{path}: damaged or no checkpoint ({complaint})") from None
+    if not isinstance(checkpoint, dict) or SPEC not in checkpoint or "state_dict" not in checkpoint:
+        raise InputError(f"{path}: not a checkpoint of this project; give weights.safetensors or a run's .ckpt")
+    return checkpoint
+
+
+def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    checkpoint = read_checkpoint(path)
+    prefix = "net."
+    state = checkpoint["state_dict"]
+    return checkpoint[SPEC], {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
