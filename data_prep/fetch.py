@@ -67,7 +67,8 @@ def members(path: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[tup
                 raise InputError(f"{path} holds more than {MAX_ARCHIVE_BYTES >> 30} GiB of images; delete it")
             yield PurePosixPath(name), read()
     except UNREADABLE as error:
-        raise InputError(f"{path} is not a whole zip or tar archive ({error}); delete it") from error
+        kind = type(error).__name__
+        raise InputError(f"{path} is not a whole zip or tar archive ({kind}); delete it") from error
 
 
 Member = tuple[str, int, Callable[[], bytes]]

@@ -104,23 +104,25 @@ def prepare(request: Request, data_dir: Path, overwrite: bool = False) -> ShardS
     name, out = request.name, data_dir / request.name
     if slug(name) != name:
         raise InputError(f"name={name} must consist of letters, digits, '_' and '-'")
+    existing = _look(out, overwrite)
+    faults = existing.faults(decode_images=False) if existing else []
+    if existing and not faults and request.done(existing):
+        return _in_place(existing)
+    facts = {sample.sha256_file: sample for sample in existing.samples} if existing else {}
+    images = request.collect(facts)
+    samples = with_unique_keys(sample for sample, _ in images)
+    if existing and existing.samples == tuple(samples):
+        if not faults:
+            return _in_place(existing)
+        for fault in faults:
+            say(f"{out} is damaged: {fault}")
+        say(f"{out} is prepared anew")
+    elif existing and not overwrite:
+        raise InputError(f"{out} holds something else; give overwrite=true or another name=")
     data_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(data_dir / f".{name}.lock"):  # two runs may want the same folder at the same time
-        existing = _look(out, overwrite)
-        faults = existing.faults(decode_images=False) if existing else []
-        if existing and not faults and request.done(existing):
-            return _in_place(existing)
-        facts = {sample.sha256_file: sample for sample in existing.samples} if existing else {}
-        images = request.collect(facts)
-        samples = with_unique_keys(sample for sample, _ in images)
-        if existing and existing.samples == tuple(samples):
-            if not faults:
-                return _in_place(existing)
-            for fault in faults:
-                say(f"{out} is damaged: {fault}")
-            say(f"{out} is prepared anew")
-        elif existing and not overwrite:
-            raise InputError(f"{out} holds something else; give overwrite=true or another name=")
+        if meanwhile := _made_meanwhile(out, samples):
+            return _in_place(meanwhile)
         prepared = _write(out, samples, images, request)
     say(f"wrote {_summary(prepared)}")
     return prepared
@@ -137,6 +139,14 @@ def _write(out: Path, samples: list[Sample], images: list[Image], request: Reque
             source=request.origin,
             progress=advance,
         )
+
+
+def _made_meanwhile(out: Path, samples: list[Sample]) -> ShardSet | None:
+    try:
+        found = ShardSet.open(out)
+    except InputError:
+        return None
+    return found if found.samples == tuple(samples) and not found.faults(decode_images=False) else None
 
 
 def _look(out: Path, overwrite: bool) -> ShardSet | None:
@@ -191,10 +201,7 @@ def _in_place(prepared: ShardSet) -> ShardSet:
 def _summary(prepared: ShardSet) -> str:
     counts = Counter(sample.set for sample in prepared.samples)
     sets = ", ".join(f"{name} {count}" for name, count in counts.items())
-    return (
-        f"{prepared.root}: {prepared.count} images ({sets}) in {len(prepared.shards)} shards, "
-        f"{prepared.total_bytes / 1e6:.1f} MB, checksum {prepared.checksum[:16]}"
-    )
+    return f"{prepared.root}: {prepared.count} images ({sets}) in {prepared.size_in_words()}"
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ def run(cfg: DictConfig) -> list[str]:
     for fault in faults:
         say(f"{prepared.root}: {fault}")
     if not faults:
-        size = f"{len(prepared.shards)} shards, {prepared.total_bytes / 1e6:.1f} MB"
-        say(f"OK {prepared.root}: {prepared.count} images in {size}, checksum {prepared.checksum[:16]}")
+        say(f"OK {prepared.root}: {prepared.count} images in {prepared.size_in_words()}")
     return faults
 
 

@@ -22,7 +22,7 @@ class Adjustable:
 
     def __init__(self, theta: float) -> None:
         if not theta > 0:
-            raise InputError(f"θ {theta}: must be above 0 (clip.theta=0.001), or choose clip=none")
+            raise InputError(f"θ {theta}: must be above 0 (clip.theta=0.0001), or choose clip=none")
         self.theta = theta
 
     def bound(self, gamma: float) -> float:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
-from vdsr import net, records, tables, tracking, weights
+from vdsr import checkpoints, net, records, tables, tracking, weights
 from vdsr.callbacks.pictures import Pictures
+from vdsr.callbacks.progress import Progress
 from vdsr.callbacks.recorder import Recorder, left_bicubic, scores
 from vdsr.callbacks.throughput import Throughput
 from vdsr.data import SuperResolutionData
@@ -26,6 +28,11 @@ from vdsr.errors import InputError
 from vdsr.task import SuperResolution
 
 log = logging.getLogger(__name__)
+
+# Lightning greets at each start and warns of its own use of PyTorch; neither is for whoever trains.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+warnings.filterwarnings("ignore", ".*does not have many workers.*")
 
 WEIGHTS = "weights.safetensors"
 SIZELESS = ("paths", "logger")  # what may differ between two runs of the same experiment
@@ -105,7 +112,7 @@ def _train(
     loggers: list[Logger],
 ) -> None:
     """Fit from wherever the run stands, test, and leave weights and a complete record."""
-    checkpoints = run_dir / "checkpoints"
+    last = run_dir / "checkpoints" / "last.ckpt"
     settings = dict(OmegaConf.to_container(cfg.trainer, resolve=True))  # type: ignore[arg-type]
     checkpoint_every = settings.pop("checkpoint_every")
     validations = settings.pop("validations")
@@ -118,13 +125,13 @@ def _train(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the plan deals samples out itself
         enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),  # a log file gets a line a validation
         default_root_dir=run_dir,
         logger=loggers,
         callbacks=_callbacks(run_dir, data, recorder, checkpoint_every),
     )
-    last = checkpoints / "last.ckpt"
     if last.exists():
-        step = weights.read_checkpoint(last)["global_step"]
+        step = checkpoints.read(last)["global_step"]
         log.info("continuing at step %d from %s", step, last)
     trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     record = recorder.record
@@ -135,7 +142,7 @@ def _train(
         return
     trainer.save_checkpoint(last)
     best = max((point["psnr"] for point in record["validations"]), default=None)
-    trainer.test(task, datamodule=data, verbose=False)
+    trainer.test(task, datamodule=data, verbose=False, weights_only=True)
     record |= {
         "status": "finished",
         "metrics": scores(task),
@@ -163,9 +170,15 @@ def _callbacks(run_dir: Path, data: SuperResolutionData, recorder: Recorder, che
     folder = run_dir / "checkpoints"
     best = ModelCheckpoint(folder, "best", monitor="val/psnr", mode="max", enable_version_counter=False)
     last = ModelCheckpoint(folder, "last", every_n_train_steps=checkpoint_every, enable_version_counter=False)
-    callbacks: list[Callback] = [Throughput(data.batch_size), Pictures(run_dir / "pictures"), recorder, best, last]
-    if sys.stdout.isatty():
-        callbacks.append(RichProgressBar())
+    callbacks: list[Callback] = [
+        Throughput(data.batch_size),
+        Pictures(run_dir / "pictures"),
+        recorder,
+        best,
+        last,
+    ]
+    if sys.stderr.isatty():
+        callbacks.append(Progress())
     return callbacks
 
 
@@ -232,7 +245,11 @@ def _prepare_sample(cfg: DictConfig) -> None:
 def _show(record: records.Record, run_dir: Path, trackers: list[str]) -> None:
     console = Console()
     console.print(tables.benchmark(record))
-    lines = [f"record: {run_dir / records.FILE}", f"weights: {run_dir / WEIGHTS}", f"pictures: {run_dir / 'pictures'}"]
+    lines = [
+        f"record: {run_dir / records.FILE}",
+        f"weights: {run_dir / WEIGHTS}",
+        f"pictures: {run_dir / 'pictures'}",
+    ]
     for line in lines + trackers:
         console.print(line, soft_wrap=True, highlight=False)
 

@@ -14,7 +14,17 @@ from vdsr.errors import InputError
 
 FORMAT = 1
 FILE = "record.json"
-PACKAGES = ("vdsr", "torch", "pytorch-lightning", "torchmetrics", "hydra-core", "webdataset", "wandb", "numpy", "pillow")
+PACKAGES = (
+    "vdsr",
+    "torch",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "webdataset",
+    "wandb",
+    "numpy",
+    "pillow",
+)
 
 Record = dict[str, Any]
 
@@ -82,7 +92,11 @@ def _commit() -> str | None:
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
         changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -104,9 +104,7 @@ def degrade_windows(windows: Tensor, scale: float) -> Tensor:
     fraction = ratio(scale)
     size = windows.shape[-1]
     for target in (int(size / fraction), size):
-        windows = F.interpolate(
-            windows, size=[target, target], mode="bicubic", antialias=True, align_corners=False
-        )
+        windows = F.interpolate(windows, size=[target, target], mode="bicubic", antialias=True, align_corners=False)
     return windows
 
 

@@ -96,6 +96,11 @@ class ShardSet:
         """Size of all shards together."""
         return sum(shard.bytes for shard in self.shards)
 
+    def size_in_words(self) -> str:
+        """Shards, megabytes and checksum, for people."""
+        shards = f"{len(self.shards)} shard{'s' if len(self.shards) != 1 else ''}"
+        return f"{shards}, {self.total_bytes / 1e6:.1f} MB, checksum {self.checksum[:16]}"
+
     @classmethod
     def open(cls, root: Path) -> "ShardSet":
         """Read the index of a prepared folder; no shard is read.

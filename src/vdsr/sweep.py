@@ -42,7 +42,13 @@ def report(folder: Path) -> int:
         raise InputError(f"{folder}: no run left a record")
     keys = records.swept(found)
     benchmarks = sorted({(name, scale) for r in found for name, s in r.get("metrics", {}).items() for scale in s})
-    header = [*keys, "status", *(f"{name} {scale.replace('x', '×')}" for name, scale in benchmarks), "gain", "seconds"]
+    header = [
+        *keys,
+        "status",
+        *(f"{name} {scale.replace('x', '×')}" for name, scale in benchmarks),
+        "gain",
+        "seconds",
+    ]
     rows = [
         [*(str(records.lookup(r["config"], key)) for key in keys), r["status"]]
         + [_psnr(r, name, scale) for name, scale in benchmarks]
@@ -61,7 +67,12 @@ def report(folder: Path) -> int:
     log.info("table: %s, picture: %s", folder / "sweep.csv", folder / "sweep.png")
     for record in found:
         if record["status"] != "finished":
-            log.warning("%s: %s: %s", ", ".join(record["overrides"]), record["status"], record.get("error", "not ended"))
+            log.warning(
+                "%s: %s: %s",
+                ", ".join(record["overrides"]),
+                record["status"],
+                record.get("error", "not ended"),
+            )
     return sum(record["status"] != "finished" for record in found)
 
 

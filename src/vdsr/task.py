@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from vdsr.benchmark import restore
+from vdsr.checkpoints import SPEC
 from vdsr.clip import Clip, gradient_figures
 from vdsr.data import Pair, Picture
 from vdsr.metrics import BenchmarkScore, Score
 from vdsr.shards import ShardSet
-from vdsr.weights import SPEC
 
 Benchmark = tuple[str, float]  # a set's name and a scale
 

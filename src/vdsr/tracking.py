@@ -17,7 +17,13 @@ INIT_TIMEOUT = 10  # seconds; an unreachable server must not hold a training up
 
 
 def wandb_logger(
-    run_dir: Path, config: dict[str, Any], run_id: str, project: str, group: str, job_type: str, tags: Sequence[str]
+    run_dir: Path,
+    config: dict[str, Any],
+    run_id: str,
+    project: str,
+    group: str,
+    job_type: str,
+    tags: Sequence[str],
 ) -> WandbLogger:
     """A W&B logger for this run: `WANDB_MODE` if set, else online with a key, else offline.
 

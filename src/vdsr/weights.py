@@ -2,21 +2,20 @@
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vdsr import checkpoints
 from vdsr import net as networks
+from vdsr.checkpoints import SPEC
 from vdsr.errors import InputError
 
 FORMAT = 1
-SPEC = "vdsr_network"  # key of the network's spec, in a checkpoint and in a weights file's metadata
 
 
 def save(net: nn.Module, path: Path, **metadata: Any) -> Path:
@@ -68,22 +67,8 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tenso
     return json.loads(metadata[SPEC]), tensors
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents as plain tensors and containers. Raises InputError; never unpickles objects."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"{path}: holds more than tensors and plain values, so it was not loaded") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        complaint = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"{path}: damaged or no checkpoint ({complaint})") from None
-    if not isinstance(checkpoint, dict) or SPEC not in checkpoint or "state_dict" not in checkpoint:
-        raise InputError(f"{path}: not a checkpoint of this project; give weights.safetensors or a run's .ckpt")
-    return checkpoint
-
-
 def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-    checkpoint = read_checkpoint(path)
+    checkpoint = checkpoints.read(path)
     prefix = "net."
     state = checkpoint["state_dict"]
     return checkpoint[SPEC], {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}

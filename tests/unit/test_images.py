@@ -60,7 +60,11 @@ def test_sixteen_bit_grey_keeps_its_high_byte(kind):
 
 def test_sixteen_bit_colour_keeps_its_high_byte():
     row = b"\0" + struct.pack(">6H", 0, 255, 256, 32768, 65279, 65535)  # two pixels
-    chunks = [(b"IHDR", struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]
+    chunks = [
+        (b"IHDR", struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(row)),
+        (b"IEND", b""),
+    ]
     data = b"\x89PNG\r\n\x1a\n"
     for name, body in chunks:
         data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -141,7 +145,7 @@ def test_png_that_lacks_only_its_end_is_truncated(missing):
     assert "damaged or truncated (the end is missing)" in refusal(encode(RGB)[:-missing])
 
 
-def test_truncated_even_if_a_library_told_pillow_to_be_lenient():
+def test_pillow_is_left_strict_about_truncation():
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 

@@ -1,12 +1,15 @@
 import errno
+import gc
 import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from vdsr.errors import InputError
 from vdsr.shards import CATALOGUE, DamagedError, Sample, ShardSet, describe, slug, with_unique_keys, write
 
 
+@cache
 def png(seed, size=(6, 5), kind="PNG"):
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -34,9 +38,14 @@ def make(out, count=70, **changes):
     return write(out, samples, arguments.pop("read", lambda sample: files[sample.file]), **arguments)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("template") / "demo").root
+
+
 @pytest.fixture
-def prepared(tmp_path):
-    return make(tmp_path / "demo")
+def prepared(template, tmp_path):
+    return ShardSet.open(shutil.copytree(template, tmp_path / "demo"))
 
 
 def contents(folder):
@@ -63,7 +72,12 @@ def test_index_counts_sizes_and_checksums(prepared):
     tars = [(prepared.root / f"demo-0000{n}.tar").read_bytes() for n in range(3)]
     digests = [hashlib.sha256(tar).hexdigest() for tar in tars]
     assert index["format"] == 1
-    assert (index["name"], index["count"], index["licence"], index["source"]) == ("demo", 70, "free", "made here")
+    assert (index["name"], index["count"], index["licence"], index["source"]) == (
+        "demo",
+        70,
+        "free",
+        "made here",
+    )
     assert index["bytes"] == sum(map(len, tars)) == prepared.total_bytes
     assert [shard["count"] for shard in index["shards"]] == [32, 32, 6]
     assert [shard["sha256"] for shard in index["shards"]] == digests
@@ -82,9 +96,10 @@ def test_index_counts_sizes_and_checksums(prepared):
     assert sorted(contents(prepared.root)) == [*(f"demo-0000{n}.tar" for n in range(3)), "index.json"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_plain_webdataset_reads_a_shard(prepared):
-    pipeline = webdataset.WebDataset(str(prepared.root / "demo-00002.tar"), shardshuffle=False)
-    samples = list(pipeline)
+    samples = list(webdataset.WebDataset(str(prepared.root / "demo-00002.tar"), shardshuffle=False))
+    gc.collect()  # webdataset leaves the file to the garbage collector, which warns
     assert [sample["__key__"] for sample in samples] == [f"T-t{n}" for n in range(64, 70)]
     assert samples[0]["png"] == png(64)
     facts = json.loads(samples[0]["json"])
@@ -118,7 +133,15 @@ def test_extension_is_that_of_the_content(tmp_path):
 
 
 def test_keys_are_plain_and_unique():
-    files = ["a b.png", "a.b.png", "ü/日本.png", "ü/日本.jpg", "a-b-2.png", "x" * 200 + ".png", "x" * 200 + "y.png"]
+    files = [
+        "a b.png",
+        "a.b.png",
+        "ü/日本.png",
+        "ü/日本.jpg",
+        "a-b-2.png",
+        "x" * 200 + ".png",
+        "x" * 200 + "y.png",
+    ]
     blank = Sample("", "My Set", "", 1, 1, "L", "", "")
     keys = [sample.key for sample in with_unique_keys(replace(blank, file=file) for file in files)]
     assert keys[:5] == ["My-Set-a-b", "My-Set-a-b-2", "My-Set", "My-Set-2", "My-Set-a-b-2-2"]
@@ -238,7 +261,7 @@ def test_no_shards_yet_names_the_command(tmp_path, monkeypatch, folder, expected
 
 
 def test_catalogue_is_that_of_the_configs():
-    names = {path.stem for path in Path("conf/dataset").glob("*.yaml")}
+    names = {path.stem for path in (Path(__file__).parents[2] / "conf" / "dataset").glob("*.yaml")}
     assert names == {*CATALOGUE, "folder"}
 
 
@@ -320,7 +343,9 @@ def stranger(root):
     return "extra.tar is not in index.json"
 
 
-@pytest.mark.parametrize("damage", [missing, truncated, too_long, flipped, flipped_header, flipped_padding, stranger])
+@pytest.mark.parametrize(
+    "damage", [missing, truncated, too_long, flipped, flipped_header, flipped_padding, stranger]
+)
 def test_damage_is_named(prepared, damage):
     expected = damage(prepared.root)
     for thorough in (True, False):
@@ -380,7 +405,10 @@ def link():
     [
         (tar_of((link(), b"")), "is not a tar of plain files"),
         (tar_of((tarfile.TarInfo("T-t64.png"), b"x"), mode="w:gz"), "is not a tar of plain files"),
-        (tar_of((tarfile.TarInfo("a.png"), b"1"), (tarfile.TarInfo("a.png"), b"2")), "is not a tar of plain files"),
+        (
+            tar_of((tarfile.TarInfo("a.png"), b"1"), (tarfile.TarInfo("a.png"), b"2")),
+            "is not a tar of plain files",
+        ),
         (b"", "is not a tar of plain files"),
         (tar_of((tarfile.TarInfo("T-other.png"), b"x")), "holds other images than index.json says"),
         (tar_of((tarfile.TarInfo("../T-t64.png"), b"x")), "holds other images than index.json says"),
