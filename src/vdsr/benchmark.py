@@ -54,8 +54,9 @@ def run(
     for picture in pictures:
         for scale in scales:
             ilr, sr, hr = restore(net, picture, scale, device)
-            figures = [float(x) for x in (*psnr_ssim(sr, hr, scale), *psnr_ssim(ilr, hr, scale))]
-            rows.append(Row(picture.set, picture.sample.key, scale, *figures))
+            network = psnr_ssim(sr, hr, scale)
+            bicubic = network if sr is ilr else psnr_ssim(ilr, hr, scale)
+            rows.append(Row(picture.set, picture.sample.key, scale, *map(float, (*network, *bicubic))))
             progress()
     return rows
 

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vdsr.errors import InputError
 
@@ -111,21 +111,21 @@ def explain(error: BaseException) -> str | None:
     """One line for what a user can mend: bad input, a full disk, an unknown key; None for a bug."""
     if isinstance(error, InputError):
         return str(error)
-    if isinstance(error, OSError):
-        if error.errno not in DISK_ERRORS:
-            return None
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; free space or name another folder (paths.data=…, paths.runs=…)"
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, InputError):
         return str(error.__cause__)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _explain_config(error)
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; free space or name another folder (paths.data=…, paths.runs=…)"
     return None
 
 
 def _explain_config(error: BaseException) -> str:
     """Hydra's or OmegaConf's complaint, with the nearest name where a key or an option is unknown."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: give {error.full_key}=…"
     cause: BaseException | None = error
     while cause is not None:
         key, parent = getattr(cause, "key", None), getattr(cause, "parent_node", None)

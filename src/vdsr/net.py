@@ -79,7 +79,7 @@ class Bicubic(nn.Module):
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """The network of a `spec()`; names outside this module are never looked up. Raises InputError."""
     networks: dict[str, type[nn.Module]] = {"VDSR": VDSR, "SRCNN": SRCNN, "Bicubic": Bicubic}
-    arguments = dict(spec)
+    arguments = dict(spec) if isinstance(spec, Mapping) else {}
     name = str(arguments.pop("name", None))
     if name not in networks:
         raise InputError(f"no network named '{name}'; there are {', '.join(networks)}")

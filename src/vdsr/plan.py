@@ -66,7 +66,7 @@ class Plan:
 
     def step(self, step: int, samples: range | None = None) -> list[Crops]:
         """The crops of a step, one entry a scale; `samples` picks some of its batch (a rank's share)."""
-        samples = samples or range(self.batch_size)
+        samples = range(self.batch_size) if samples is None else samples
         bits = _random(self.seed, TURN, step, self.batch_size)
         crops = []
         for j, (scale, table, share) in enumerate(zip(self.scales, self.tables, self.shares, strict=True)):

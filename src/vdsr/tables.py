@@ -1,6 +1,10 @@
-"""Tables of PSNR and SSIM for the terminal."""
+"""Tables of PSNR and SSIM, for the terminal and as CSV."""
 
+import csv
+import os
 from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
 
 from rich.table import Table
 
@@ -40,3 +44,16 @@ def scores(rows: Sequence[Row], title: str, images: bool = False) -> Table:
             f"{row.psnr - row.bicubic_psnr:+.2f}",
         )
     return table
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line a row, all digits, written to a temporary name and renamed."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ SHOWN = {
 }
 
 
-class Progress(TQDMProgressBar):
+class ProgressBar(TQDMProgressBar):
     """Loss, validation PSNR and gain over bicubic (dB), patches/s, gradient norm, share of clipped gradients."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
