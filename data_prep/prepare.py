@@ -167,9 +167,7 @@ def _look(out: Path, overwrite: bool) -> ShardSet | None:
         if overwrite or not any(out.iterdir()):
             return None
         if not (out / INDEX).exists():
-            raise InputError(
-                f"{out} has tars without {INDEX}; give overwrite=true or another name="
-            ) from error
+            raise InputError(f"{out} has tars without {INDEX}; give overwrite=true or another name=") from error
         raise
 
 

@@ -7,7 +7,7 @@ from vdsr.cli import command
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    from vdsr.experiment import evaluate
+    from vdsr.evaluation import evaluate
 
     evaluate(cfg)
 

@@ -87,7 +87,7 @@ def register_resolvers() -> None:
 def sweep_id() -> str:
     """Name a sweep by its command line. Its points learn the name through the environment (VDSR_SWEEP)."""
     arguments = [a for a in sys.argv[1:] if "=" in a and not re.match(r"\+?experiment=|hydra[./]|name=|paths\.", a)]
-    return os.environ.setdefault("VDSR_SWEEP", _short(",".join(arguments)) or "default")
+    return os.environ.setdefault("VDSR_SWEEP", _short("_".join(arguments)) or "default")
 
 
 def run_id(overrides: str, seed: int) -> str:
@@ -95,12 +95,12 @@ def run_id(overrides: str, seed: int) -> str:
 
     overrides: Hydra's `override_dirname`. Every rank and every restart computes the same name.
     """
-    return _short(f"{overrides},seed={seed}")
+    return _short(f"{overrides}_seed={seed}")
 
 
 def _short(name: str) -> str:
-    """A folder name of one command's words: unusual characters replaced, a long tail hashed."""
-    name = re.sub(r"[^\w.=,+-]+", "-", name).strip("-,")
+    """One command's words as a folder's name and a W&B id: other characters replaced, a long tail hashed."""
+    name = re.sub(r"[^\w.=+-]+", "-", name).strip("-_")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:10]
         name = f"{name[: LONGEST_NAME - 11]}-{digest}"

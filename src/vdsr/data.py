@@ -94,9 +94,10 @@ def _inside(windows: Tensor, top: Tensor, left: Tensor, patch: int) -> Tensor:
 def _turn(patches: Tensor, turns: Tensor) -> Tensor:
     """Flip and transpose each square patch by its 3 bits: the 8 symmetries of the square."""
     bits = (turns[:, None] >> torch.arange(3, device=turns.device) & 1).bool()
-    for bit, turned in enumerate((lambda x: x.flip(-2), lambda x: x.flip(-1), lambda x: x.transpose(-2, -1))):
-        patches = torch.where(bits[:, bit, None, None, None], turned(patches), patches)
-    return patches
+    chosen = bits[:, :, None, None, None].unbind(1)
+    patches = torch.where(chosen[0], patches.flip(-2), patches)
+    patches = torch.where(chosen[1], patches.flip(-1), patches)
+    return torch.where(chosen[2], patches.transpose(-2, -1), patches)
 
 
 class Steps(IterableDataset[list[Crops]]):

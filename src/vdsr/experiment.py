@@ -5,10 +5,8 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import pytorch_lightning as pl
@@ -19,16 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from rich.progress import Progress
 
-from vdsr import benchmark, checkpoints, net, records, tables, tracking, weights
-from vdsr.callbacks.pictures import Pictures, draw
+from vdsr import checkpoints, hardware, net, records, tables, tracking, weights
+from vdsr.callbacks.pictures import Pictures
 from vdsr.callbacks.progress import ProgressBar
 from vdsr.callbacks.recorder import Recorder, left_bicubic, scores
 from vdsr.callbacks.throughput import Throughput
-from vdsr.data import Picture, SuperResolutionData, load_pictures, parse_scales
+from vdsr.data import SuperResolutionData
 from vdsr.errors import InputError
-from vdsr.shards import ShardSet
+from vdsr.sample import ensure_sample
 from vdsr.task import SuperResolution
 
 log = logging.getLogger(__name__)
@@ -38,7 +35,6 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
 
-BENCHMARKS = ("set5", "set14", "b100", "urban100")
 WEIGHTS = "weights.safetensors"
 SIZELESS = ("paths", "logger")  # what may differ between two runs of the same experiment
 
@@ -55,18 +51,17 @@ def run(cfg: DictConfig) -> float:
     torch.set_float32_matmul_precision("highest")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     folders = (cfg.data.train, *cfg.data.val, *(cfg.data.test or []))
-    _prepare_sample(Path(cfg.paths.data), [Path(folder) for folder in folders])
+    ensure_sample(Path(cfg.paths.data), [Path(folder) for folder in folders])
 
     data: SuperResolutionData = hydra.utils.instantiate(cfg.data)
     network = net.channels_last(hydra.utils.instantiate(cfg.model))
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     record = _new_record(config, list(hydra_config.overrides.task), network, data)
     if finished := _earlier(run_dir, record):
         log.info("finished already: %s (remove the folder to run it again)", run_dir)
         _show(finished, run_dir, [])
         return float(finished["psnr"])
-    record |= records.provenance()
+    record |= records.provenance() | {"hardware": hardware.describe()}
 
     task = SuperResolution(
         net=network,
@@ -100,79 +95,6 @@ def run(cfg: DictConfig) -> float:
     return float(record["psnr"])
 
 
-def evaluate(cfg: DictConfig) -> list[benchmark.Row]:
-    """Score a network on prepared benchmarks, print the table and write what was asked for.
-
-    Returns the rows that were printed. Raises InputError for missing weights, sets or scales.
-    """
-    if (cfg.weights is None) == (cfg.model is None):
-        raise InputError("give weights=FILE, or model=bicubic, and not both")
-    device = torch.device("cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-    network = hydra.utils.instantiate(cfg.model) if cfg.model else weights.load(Path(cfg.weights))
-    network = net.channels_last(network.to(device).eval())
-    scales = parse_scales(cfg.scales, "scales")
-    sets = [ShardSet.open(folder) for folder in _benchmarks(cfg)]
-    pictures = [picture for shards in sets for picture in load_pictures(shards)]
-    with Progress(transient=True, console=Console(stderr=True)) as bar:
-        bar_id = bar.add_task("scoring", total=len(pictures) * len(scales))
-        rows = benchmark.run(network, pictures, scales, device, lambda: bar.advance(bar_id))
-    shown = rows if cfg.per_image else benchmark.means(rows)
-    name = cfg.weights or network.spec()["name"]
-    Console().print(tables.scores(shown, str(name), images=cfg.per_image))
-    if cfg.out is not None:
-        _write_scores(Path(cfg.out), rows, network, pictures, scales, device, cfg)
-    return shown
-
-
-def _benchmarks(cfg: DictConfig) -> list[Path]:
-    root = Path(cfg.paths.data)
-    if cfg.sets is not None:
-        _prepare_sample(root, [root / name for name in cfg.sets])
-        return [root / name for name in cfg.sets]
-    found = [root / name for name in BENCHMARKS if (root / name).is_dir()]
-    if not found:
-        raise InputError(
-            f"{root}: no benchmark is prepared: python data_prep/prepare.py dataset=set5, or sets=[sample_val]"
-        )
-    return found
-
-
-def _write_scores(
-    out: Path,
-    rows: list[benchmark.Row],
-    network: torch.nn.Module,
-    pictures: list[Picture],
-    scales: tuple[float, ...],
-    device: torch.device,
-    cfg: DictConfig,
-) -> None:
-    """`scores.csv` with a row an image and scale, `scores.json` with the means too, and pictures."""
-    out.mkdir(parents=True, exist_ok=True)
-    tables.write_csv(out / "scores.csv", rows)
-    content = {
-        "network": network.spec(),  # type: ignore[operator]
-        "weights": cfg.weights,
-        "means": [asdict(row) for row in benchmark.means(rows)],
-        "images": [asdict(row) for row in rows],
-    }
-    records.write_json(out / "scores.json", content | records.provenance())
-    drawn: Counter[str] = Counter()
-    for picture in pictures:
-        drawn[picture.set] += 1
-        if drawn[picture.set] <= cfg.pictures:
-            draw(network, picture, scales, device, out / "pictures" / f"{picture.sample.key}.png")
-    log.info("written: %s", out)
-
-
-def precision(setting: str) -> str:
-    """Lightning's name for `setting`; `auto` is bf16 autocast where the hardware has it, else fp32."""
-    if setting != "auto":
-        return setting
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
-
-
 def _train(
     cfg: DictConfig,
     run_dir: Path,
@@ -183,10 +105,10 @@ def _train(
 ) -> None:
     """Fit from wherever the run stands, test, and leave weights and a complete record."""
     last = run_dir / "checkpoints" / "last.ckpt"
-    settings = dict(OmegaConf.to_container(cfg.trainer, resolve=True))  # type: ignore[arg-type]
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True))
     checkpoint_every = settings.pop("checkpoint_every")
     validations = settings.pop("validations")
-    settings["precision"] = precision(settings["precision"])
+    settings["precision"] = hardware.precision(settings["precision"])
     trainer = pl.Trainer(
         **settings,
         max_epochs=-1,  # max_steps ends a run; epochs are counted in patches
@@ -212,7 +134,8 @@ def _train(
         return
     trainer.save_checkpoint(last)
     best = max((point["psnr"] for point in record["validations"]), default=None)
-    trainer.test(task, datamodule=data, verbose=False, weights_only=True)
+    if data.test_shards != data.val_shards or task.scored_at != trainer.global_step:
+        trainer.test(task, datamodule=data, verbose=False, weights_only=True)
     record |= {
         "status": "finished",
         "metrics": scores(task),
@@ -300,14 +223,6 @@ def _check_launch(cfg: DictConfig, sweeping: bool) -> None:
             f"a sweep runs each point on one device, not {devices}×{nodes}: set trainer.devices=1, pick one point with "
             "hydra.mode=RUN, or start the ranks with srun or torchrun"
         )
-
-
-def _prepare_sample(root: Path, folders: list[Path]) -> None:
-    """The embedded images become shards on first use, so that the first run needs nothing else."""
-    if any(folder.parent == root and folder.name in ("sample", "sample_val") for folder in folders):
-        from data_prep.prepare import ensure_sample
-
-        ensure_sample(root)
 
 
 def _show(record: records.Record, run_dir: Path, trackers: list[str]) -> None:

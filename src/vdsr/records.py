@@ -83,8 +83,8 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
 
 
 def provenance() -> Record:
-    """Commit, versions and hardware of this process."""
-    return {"commit": _commit(), "versions": _versions(), "hardware": _hardware()}
+    """Commit and versions of this code."""
+    return {"commit": _commit(), "versions": _versions()}
 
 
 def _commit() -> str | None:
@@ -113,23 +113,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def _hardware() -> dict[str, Any]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

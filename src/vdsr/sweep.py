@@ -41,6 +41,7 @@ def report(folder: Path) -> int:
     if not found:
         raise InputError(f"{folder}: no run left a record")
     keys = records.swept(found)
+    found.sort(key=lambda record: [_order(records.lookup(record["config"], key)) for key in keys])
     benchmarks = sorted({(name, scale) for r in found for name, s in r.get("metrics", {}).items() for scale in s})
     header = [
         *keys,
@@ -57,7 +58,7 @@ def report(folder: Path) -> int:
     ]
     table = Table(title=f"{found[0]['name']}: PSNR in dB, gain over bicubic", title_justify="left")
     for name in header:
-        table.add_column(name)
+        table.add_column(name.split(".")[-1], overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -74,6 +75,11 @@ def report(folder: Path) -> int:
                 record.get("error", "not ended"),
             )
     return sum(record["status"] != "finished" for record in found)
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, (int, float))
+    return not number, float(value) if number else 0.0, str(value)
 
 
 def _psnr(record: dict[str, Any], name: str, scale: str) -> str:

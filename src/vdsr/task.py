@@ -49,6 +49,7 @@ class SuperResolution(pl.LightningModule):
         self.scales, self.log_every = tuple(scales), log_every
         self.epochs_per_step = batch_size / patches_per_epoch
         self.scores: dict[Benchmark, Score] = {}  # the last validation's or test's
+        self.scored_at = -1  # the step of that validation
         self.bicubic: dict[Benchmark, Score] = {}
         self._running: dict[tuple[Benchmark, str], BenchmarkScore] = {}
 
@@ -150,5 +151,6 @@ class SuperResolution(pl.LightningModule):
     def _collect(self) -> None:
         scores = {key: metric.compute() for key, metric in self._running.items()}
         self._running = {}
+        self.scored_at = self.global_step
         self.bicubic |= {key: score for (key, row), score in scores.items() if row == "bicubic"}
         self.scores = {key: score for (key, row), score in scores.items() if row == "network"}

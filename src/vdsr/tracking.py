@@ -1,5 +1,6 @@
 """The trackers: W&B, offline first, and TensorBoard beside it. The only module that touches wandb."""
 
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -32,28 +33,29 @@ def wandb_logger(
     """
     import wandb
 
-    settings = {
-        "project": project,
-        "id": run_id,
-        "name": run_dir.name,
-        "group": group,
-        "job_type": job_type,
-        "tags": list(tags),
-        "dir": str(run_dir),
-        "config": config,
-        "resume": "allow",
-    }
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(project=project)
     # killed runs keep all but the last second of their log, in place of fifteen
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
     os.environ.setdefault("WANDB_SILENT", "true")
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    start = functools.partial(
+        wandb.init,
+        project=project,
+        id=run_id,
+        name=run_dir.name,
+        group=group,
+        job_type=job_type,
+        tags=list(tags),
+        dir=str(run_dir),
+        config=config,
+        resume="allow",
+    )
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
     try:
-        run = wandb.init(mode=mode, settings=wandb.Settings(init_timeout=INIT_TIMEOUT), **settings)
+        run = start(mode=mode, settings=wandb.Settings(init_timeout=INIT_TIMEOUT))
     except wandb.errors.Error as error:
         log.warning("W&B: %s; going on offline, sync later", " ".join(str(error).split())[:200])
-        run = wandb.init(mode="offline", **settings)
+        run = start(mode="offline")
     return WandbLogger(experiment=run)
 
 
@@ -93,9 +95,3 @@ def finish(loggers: Sequence[Logger], exit_code: int = 0) -> None:
         import wandb
 
         wandb.finish(exit_code=exit_code)
-
-
-def _has_key() -> bool:
-    import wandb
-
-    return bool(wandb.login(prompt=False))

@@ -16,7 +16,7 @@ from torch import Tensor
 from vdsr.benchmark import restore
 from vdsr.colour import rgb_to_ycbcr, ycbcr_to_rgb
 from vdsr.data import Picture, SuperResolutionData
-from vdsr.metrics import psnr_ssim, quantise
+from vdsr.metrics import psnr, quantise
 from vdsr.resize import degrade, modcrop
 from vdsr.task import SuperResolution
 from vdsr.tracking import log_picture
@@ -57,8 +57,8 @@ def draw(
             axis.imshow(colour(luma, picture.pixels, scale)[window])
             axis.set_xticks([])
             axis.set_yticks([])
-            psnr = "" if luma is hr else f"  {float(psnr_ssim(luma, hr, scale)[0]):.2f} dB"
-            axis.set_xlabel(title + psnr, fontsize=9)
+            figure_dB = "" if luma is hr else f"  {float(psnr(luma, hr, scale)):.2f} dB"
+            axis.set_xlabel(title + figure_dB, fontsize=9)
         row[0].set_ylabel(f"×{scale:g}", fontsize=10)
     figure.suptitle(picture.sample.key, fontsize=10)
     figure.tight_layout()

@@ -19,5 +19,5 @@ class ProgressBar(TQDMProgressBar):
     """Loss, validation PSNR and gain over bicubic (dB), patches/s, gradient norm, share of clipped gradients."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        values = super().get_metrics(trainer, pl_module)
+        values: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
         return {name: format(float(values[key]), spec) for key, (name, spec) in SHOWN.items() if key in values}

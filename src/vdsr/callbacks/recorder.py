@@ -55,10 +55,7 @@ class Recorder(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SuperResolution)
-        step = trainer.global_step
-        self.record["validations"].append(
-            {"step": step, "epoch": pl_module.epoch, "psnr": pl_module.mean_psnr, "scores": scores(pl_module)}
-        )
+        self.record["validations"].append(validation(pl_module))
         if trainer.is_global_zero:
             log.info("%s", validation_line(trainer, pl_module))
         self.write(trainer)
@@ -71,6 +68,11 @@ class Recorder(pl.Callback):
         self.record["steps"] = trainer.global_step
         if trainer.is_global_zero:
             records.write_json(self.path, self.record)
+
+
+def validation(task: SuperResolution) -> dict[str, Any]:
+    """The last validation's scores and the step they were taken at."""
+    return {"step": task.scored_at, "epoch": task.epoch, "psnr": task.mean_psnr, "scores": scores(task)}
 
 
 def scores(task: SuperResolution) -> dict[str, dict[str, dict[str, float]]]:
