@@ -1,11 +1,17 @@
 import io
+import os
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
-from PIL import Image
+# Before torch is imported, and for subprocesses too: these networks are too small to share among threads,
+# which only wait for one another where a machine is busy.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
-from vdsr import shards
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from vdsr import shards  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,12 @@ class SuperResolutionData(pl.LightningDataModule):
         self._store: LumaStore | None = None
         self._pictures: dict[str, list[Picture]] = {}
 
+    def load(self) -> None:
+        """Decode everything now. Raises InputError for damaged shards or images."""
+        for shards in [*self.val_shards, *self.test_shards]:
+            self.pictures(shards)
+        _ = self.store
+
     def pictures(self, shards: ShardSet) -> list[Picture]:
         """The decoded images of a benchmark, kept for the next validation."""
         key = str(shards.root)

@@ -55,12 +55,15 @@ def run(cfg: DictConfig) -> float:
 
     data: SuperResolutionData = hydra.utils.instantiate(cfg.data)
     network = net.channels_last(hydra.utils.instantiate(cfg.model))
+    if not list(network.parameters()):
+        raise InputError(f"{type(network).__name__} has nothing to train: python src/evaluate.py model=bicubic")
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     record = _new_record(config, list(hydra_config.overrides.task), network, data)
     if finished := _earlier(run_dir, record):
         log.info("finished already: %s (remove the folder to run it again)", run_dir)
         _show(finished, run_dir, [])
         return float(finished["psnr"])
+    data.load()
     record |= records.provenance() | {"hardware": hardware.describe()}
 
     task = SuperResolution(
@@ -82,7 +85,7 @@ def run(cfg: DictConfig) -> float:
         exit_code = 0
     except BaseException as error:
         if record["status"] == "running":
-            stopped = isinstance(error, KeyboardInterrupt)
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))  # Lightning exits on Ctrl-C
             record |= {"status": "stopped" if stopped else "failed", "error": _one_line(error)}
             if run_dir.is_dir():
                 records.write_json(run_dir / records.FILE, record)
@@ -127,8 +130,6 @@ def _train(
         log.info("continuing at step %d from %s", step, last)
     trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     record = recorder.record
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     if record["status"] == "diverged":
         recorder.write(trainer)
         return

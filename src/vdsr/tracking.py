@@ -50,10 +50,10 @@ def wandb_logger(
         config=config,
         resume="allow",
     )
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
     try:
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
         run = start(mode=mode, settings=wandb.Settings(init_timeout=INIT_TIMEOUT))
-    except wandb.errors.Error as error:
+    except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
         log.warning("W&B: %s; going on offline, sync later", " ".join(str(error).split())[:200])
         run = start(mode="offline")
     return WandbLogger(experiment=run)

@@ -181,6 +181,7 @@ def test_pictures_are_decoded_once(sets):
         ({"scales": ["x"]}, "scale 'x': give a number above 1"),
         ({"scales": 3}, r"data.scales=3: give a list of scales, such as \[2,3,4\]"),
         ({"scales": "34"}, "data.scales=34: give a list of scales"),
+        ({"val": []}, "data.val is empty"),
         ({"val_scales": [1]}, "scale 1: give a number above 1"),
     ],
 )
@@ -191,7 +192,7 @@ def test_what_cannot_be_trained_on_is_refused(sets, changes, complaint):
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(sets):
-    with pytest.raises(InputError, match="data.batch_size=8 does not divide among 3 ranks"):
+    with pytest.raises(InputError, match=r"data.batch_size=8 does not divide among 3 ranks"):
         on_rank(module(sets), 0, 3).train_dataloader()
 
 

@@ -113,7 +113,7 @@ def test_after_gamma_fell_tenfold_gradients_are_let_through_up_to_ten_times_the_
 
 
 def test_accumulated_gradients_are_clipped_once_as_their_mean(tmp_path, data):
-    model = task()
+    model = task(log_every=10)
     batches = [data.plan.step(step) for step in (0, 1)]
     loss = sum(model.training_step(cut(data, crops), 0) for crops in batches) / 2
     loss.backward()
@@ -133,7 +133,7 @@ def test_norm_clipping_bounds_the_norm(tmp_path, data):
 
 
 def test_what_is_logged_of_the_gradients_is_their_state_before_clipping(tmp_path, data):
-    model, log = task(), []
+    log = []
     free = fit(tmp_path, data, Unclipped())[0][1]
     run = trainer(tmp_path, max_steps=1)
     model = task(log=log)
@@ -160,10 +160,11 @@ def test_only_every_so_many_steps_are_logged(tmp_path, data):
     assert [lr for _, lr in seen[2:]] == [pytest.approx(0.1)] * 3 + [pytest.approx(0.01)] * 2
 
 
-def test_epochs_count_patches_at_every_scale(tmp_path, data):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_epochs_count_the_patches_seen_at_every_scale(tmp_path, data, accumulate):
     model = task()
-    trainer(tmp_path).fit(model, datamodule=data)
-    assert model.epoch == 8 * 8 / 128
+    trainer(tmp_path, accumulate_grad_batches=accumulate).fit(model, datamodule=data)
+    assert model.epoch == 8 * 8 * accumulate / 128
 
 
 # --- scores ---
@@ -173,9 +174,7 @@ def test_validation_and_test_score_as_the_benchmark_does(tmp_path, data):
     model = task()
     run = trainer(tmp_path, limit_val_batches=1.0)
     run.validate(model, datamodule=data, verbose=False)
-    rows = benchmark.means(
-        benchmark.run(model.net, data.pictures(data.val_shards[0]), (2, 3), torch.device("cpu"))
-    )
+    rows = benchmark.means(benchmark.run(model.net, data.pictures(data.val_shards[0]), (2, 3), torch.device("cpu")))
     for scores in (model.scores, (run.test(model, datamodule=data, verbose=False), model.scores)[1]):
         assert list(scores) == [("val", 2), ("val", 3)]
         for row in rows:

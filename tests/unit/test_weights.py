@@ -123,7 +123,7 @@ def test_a_newer_format(broken):
 def test_another_depth(broken, net):
     complaint = refused(broken(**{SPEC: json.dumps({**net.spec(), "depth": 5})}))
     assert complaint.startswith("does not fit the VDSR it names: ")
-    assert 'body.8.weight' in complaint
+    assert "body.8.weight" in complaint
 
 
 def test_another_network(broken):

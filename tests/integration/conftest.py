@@ -1,0 +1,89 @@
+import contextlib
+import io
+import logging
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Run a script of the repository in `cwd` as its command line would; in this process, as importing torch takes its time."""
+
+    def run(cwd, script, *arguments):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(sys, "argv", [str(ROOT / script), *arguments]))
+            stack.enter_context(mock.patch.dict(os.environ, COLUMNS="200"))
+            stack.enter_context(_working_directory(cwd))
+            stack.enter_context(_root_logger())
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            try:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+                status = 0
+            except SystemExit as stop:  # with a text Python prints it on stderr and exits with 1
+                status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+                if isinstance(stop.code, str):
+                    err.write(stop.code + "\n")
+        return Result(status, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@contextlib.contextmanager
+def _working_directory(folder):
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def _root_logger():
+    """Hydra configures it for a process of its own."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def train(command, sets):
+    """Train a tiny network for four steps: `train(cwd, *overrides)`."""
+    small = ["+experiment=smoke", "logger=none", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+    data = [f"data.train={sets.train}", f"data.val=[{sets.val}]"]
+
+    def run(cwd, *overrides):
+        return command(cwd, "src/train.py", *small, *data, *overrides)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_dir(train, tmp_path_factory):
+    """A finished run of depth 3 and width 8 at ×3."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = train(folder.parent, f"hydra.run.dir={folder}")
+    assert result.status == 0, result.err
+    return folder
