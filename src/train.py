@@ -3,9 +3,10 @@
 from omegaconf import DictConfig
 
 from vdsr.cli import command
+from vdsr.sweep import record_failure
 
 
-@command("train")
+@command("train", point_failed=record_failure)
 def main(cfg: DictConfig) -> float:
     from vdsr.experiment import run  # torch and Lightning only once there is something to train
 

@@ -40,11 +40,13 @@ DISK_ERRORS = {
 }
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    config_name: str, point_failed: Callable[[DictConfig, str], None] = lambda cfg, why: None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a script's entry point out of a function of a composed config, `conf/<config_name>.yaml`.
 
     What the user can mend ends in one line on stderr and exit status 1. In a sweep a point that fails
-    is logged and scored NaN, so that the other points still run.
+    is logged, given to `point_failed` and scored NaN, so that the other points still run.
     """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -60,6 +62,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 if not sweeping:
                     raise
                 log.error("this point failed: %s", complaint or error, exc_info=complaint is None)
+                point_failed(cfg, complaint or f"{type(error).__name__}: {error}")
                 return float("nan")
 
         def main() -> None:
@@ -132,7 +135,7 @@ def _explain_config(error: BaseException) -> str:
         if key is not None and isinstance(parent, DictConfig):
             return f"{lines[0].rstrip('.')}: there is no key '{key}'" + _nearest(str(key), [str(k) for k in parent])
         cause = cause.__cause__
-    wanted = re.search(r"'([^']+)'", lines[0])
+    wanted = re.search(r"Could not find '([^']+)'", lines[0])
     options = [line for line in lines[1:] if re.fullmatch(r"[\w./-]+", line)]
     if wanted and options:
         return lines[0] + _nearest(wanted.group(1).split("/")[-1], options)

@@ -152,13 +152,16 @@ class SuperResolutionData(pl.LightningDataModule):
         for name, value in (("data.batch_size", batch_size), ("data.patch", patch)):
             if value < 1:
                 raise InputError(f"{name}={value}: must be at least 1")
+        if not val:
+            raise InputError("data.val is empty: give at least one prepared folder to score on")
         self.patch, self.batch_size = patch, batch_size
         self.train_shards = ShardSet.open(Path(train))
         self.val_shards = [ShardSet.open(Path(folder)) for folder in val]
         self.test_shards = [ShardSet.open(Path(folder)) for folder in test or val]
         images = self.train_shards.samples
         for image in images:
-            if min(image.height, image.width) - max(ratio(s).numerator for s in self.scales) < patch:
+            side = min(image.height, image.width)
+            if any(side - side % ratio(scale).numerator < patch for scale in self.scales):
                 raise InputError(
                     f"{self.train_shards.root}: {image.key} ({image.width}×{image.height}) is too small for patches "
                     f"of {patch} pixels: lower data.patch or leave the image out"

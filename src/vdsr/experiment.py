@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
+warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
 
 WEIGHTS = "weights.safetensors"
 SIZELESS = ("paths", "logger")  # what may differ between two runs of the same experiment
@@ -92,9 +93,9 @@ def run(cfg: DictConfig) -> float:
         raise
     finally:
         tracking.finish(loggers, exit_code)
-    _show(record, run_dir, tracking.where(loggers))
     if record["status"] == "diverged":
         raise InputError(f"{run_dir}: diverged: {record['error']}; lower optim.lr or clip.theta")
+    _show(record, run_dir, tracking.where(loggers))
     return float(record["psnr"])
 
 
@@ -115,7 +116,8 @@ def _train(
     trainer = pl.Trainer(
         **settings,
         max_epochs=-1,  # max_steps ends a run; epochs are counted in patches
-        val_check_interval=max(1, settings["max_steps"] // validations),
+        # in batches, of which a step accumulates several
+        val_check_interval=max(1, settings["max_steps"] // max(1, validations)) * settings["accumulate_grad_batches"],
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the plan deals samples out itself
@@ -207,6 +209,8 @@ def _earlier(run_dir: Path, record: records.Record) -> records.Record | None:
     if not path.exists():
         return None
     earlier = records.read(path)
+    if "data" not in earlier:
+        return None  # it failed before it had any
     old, new = ({k: v for k, v in r["config"].items() if k not in SIZELESS} for r in (earlier, record))
     changes = records.differences(old | {"data sets": earlier["data"]}, new | {"data sets": record["data"]})
     if changes:

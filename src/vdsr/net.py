@@ -24,9 +24,9 @@ class VDSR(nn.Module):
 
     def __init__(self, depth: int = 20, width: int = 64, residual: bool = True) -> None:
         super().__init__()
-        if depth < 2:
+        if not isinstance(depth, int) or depth < 2:
             raise InputError(f"depth {depth}: a network has at least 2 layers; the paper's has 20 (model.depth=20)")
-        if width < 1:
+        if not isinstance(width, int) or width < 1:
             raise InputError(f"width {width}: give at least 1 filter; the paper has 64 (model.width=64)")
         self.depth, self.width, self.residual = depth, width, residual
         layers: list[nn.Module] = [_conv(1, width, 3), nn.ReLU(inplace=True)]

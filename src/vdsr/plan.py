@@ -52,6 +52,8 @@ class Plan:
         self.tables = [_grid(heights, widths, scale, patch) for scale in scales]
         self.shares = [len(range(j, batch_size, len(scales))) for j in range(len(scales))]
         self.batch_size = batch_size
+        if batch_size < len(self.scales):
+            raise InputError(f"data.batch_size={batch_size}: give each of the {len(self.scales)} scales at least one")
         for scale, table, share in zip(scales, self.tables, self.shares, strict=True):
             if len(table) < max(1, share):
                 raise InputError(

@@ -43,7 +43,9 @@ def read(path: Path) -> Record:
     """A run's record. Raises InputError when it is cut off, no record, or of a newer format."""
     try:
         record = json.loads(path.read_text())
-        fits = int(record["format"]) <= FORMAT and isinstance(record["config"], dict)
+        fits = int(record["format"]) <= FORMAT
+        if not isinstance(record["config"], dict):
+            raise TypeError("config")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: no run record, or a damaged one ({type(error).__name__}); run again") from None
     if not fits:

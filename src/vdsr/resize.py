@@ -31,7 +31,7 @@ def parse_scale(scale: Any) -> float:
         ratio(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(
-            f"scale {scale!r}: give a number above 1 and at most {LARGEST_SCALE}, such as 2, 3 or 2.5"
+            f"scale {scale!r}: give a whole number or simple fraction above 1, up to {LARGEST_SCALE}: 2, 3 or 2.5"
         ) from None
     return value
 

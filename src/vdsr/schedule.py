@@ -9,4 +9,4 @@ def drops(optimizer: Optimizer, steps: int, number: int, factor: float) -> LRSch
 
     Three drops by 0.1 are the paper's: one after every 20 of 80 epochs.
     """
-    return MultiStepLR(optimizer, [steps * (i + 1) // (number + 1) for i in range(number)], factor)
+    return MultiStepLR(optimizer, [max(1, steps * (i + 1) // (number + 1)) for i in range(number)], factor)

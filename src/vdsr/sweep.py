@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vdsr.errors import InputError
 
@@ -25,6 +26,19 @@ class SweepReport(Callback):
             sys.exit(f"error: {error}")
         if failed:
             sys.exit(f"error: {failed} of the sweep's points did not finish; see {folder / 'sweep.csv'}")
+
+
+def record_failure(cfg: DictConfig, complaint: str) -> None:
+    """A point that failed before it had a record gets one, so that the sweep's table shows it."""
+    from vdsr import records
+
+    path = Path(HydraConfig.get().runtime.output_dir) / records.FILE
+    if not path.exists():
+        config = OmegaConf.to_container(cfg, resolve=True)
+        overrides = list(HydraConfig.get().overrides.task)
+        record = {"format": records.FORMAT, "name": cfg.name, "overrides": overrides, "config": config}
+        empty = {"curve": [], "validations": [], "seconds": 0.0, "steps": 0}
+        records.write_json(path, {**record, **empty, "status": "failed", "error": complaint})
 
 
 def report(folder: Path) -> int:
@@ -53,7 +67,7 @@ def report(folder: Path) -> int:
     rows = [
         [*(str(records.lookup(r["config"], key)) for key in keys), r["status"]]
         + [_psnr(r, name, scale) for name, scale in benchmarks]
-        + [f"{r['gain']:+.2f}" if "gain" in r else "", f"{r['seconds']:.0f}"]
+        + [f"{r['gain']:+.2f}" if r.get("gain") is not None else "", f"{r['seconds']:.0f}"]
         for r in found
     ]
     table = Table(title=f"{found[0]['name']}: PSNR in dB, gain over bicubic", title_justify="left")
@@ -84,7 +98,7 @@ def _order(value: Any) -> tuple[bool, float, str]:
 
 def _psnr(record: dict[str, Any], name: str, scale: str) -> str:
     figures = record.get("metrics", {}).get(name, {}).get(scale)
-    return f"{figures['psnr']:.2f}" if figures else ""
+    return f"{figures['psnr']:.2f}" if figures and figures["psnr"] is not None else ""
 
 
 def _draw(found: list[dict[str, Any]], keys: list[str], path: Path) -> None:
@@ -104,8 +118,11 @@ def _draw(found: list[dict[str, Any]], keys: list[str], path: Path) -> None:
             (i, figures["psnr"] - figures["bicubic_psnr"])
             for i, r in enumerate(found)
             if (figures := r.get("metrics", {}).get(name, {}).get(scale))
+            and None not in (figures["psnr"], figures["bicubic_psnr"])
         ]
-        axes.plot(*zip(*points, strict=True), marker="o", label=f"{name} {scale.replace('x', '×')}")
+        axes.plot(
+            [i for i, _ in points], [gain for _, gain in points], marker="o", label=f"{name} {scale.replace('x', '×')}"
+        )
     axes.axhline(0, color="0.6", linewidth=1)
     axes.set_xticks(range(len(found)), labels, fontsize=8)
     axes.set_ylabel("PSNR above bicubic (dB)")

@@ -73,7 +73,7 @@ class SuperResolution(pl.LightningModule):
     @property
     def epoch(self) -> float:
         """Passes over the training patches at every scale, so far."""
-        return self.global_step * self.epochs_per_step
+        return self.global_step * self.trainer.accumulate_grad_batches * self.epochs_per_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = self.optimiser(self.net.parameters())

@@ -44,7 +44,10 @@ def load(path: Path) -> nn.Module:
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     spec, tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-    net = networks.build(spec)
+    try:
+        net = networks.build(spec)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     try:
         net.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -62,9 +65,13 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tenso
         raise InputError(f"{path}: damaged or no safetensors file ({error})") from None
     if SPEC not in metadata:
         raise InputError(f"{path}: carries no network description: not weights of this project")
-    if int(metadata.get("format", 0)) > FORMAT:
+    try:
+        newer, spec = int(metadata.get("format", 0)) > FORMAT, json.loads(metadata[SPEC])
+    except ValueError:
+        raise InputError(f"{path}: its description cannot be read: not weights of this project") from None
+    if newer:
         raise InputError(f"{path}: format {metadata['format']} is newer than this version reads ({FORMAT}); update")
-    return json.loads(metadata[SPEC]), tensors
+    return spec, tensors
 
 
 def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:

@@ -21,7 +21,7 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="session")
 def command():
-    """Run a script of the repository in `cwd` as its command line would; in this process, as importing torch takes its time."""
+    """Run a script in `cwd` as its command line would; in this process, as importing torch takes its time."""
 
     def run(cwd, script, *arguments):
         out, err = io.StringIO(), io.StringIO()

@@ -116,7 +116,7 @@ def test_a_benchmark_image_too_small_to_score(command, train, prepare, noise, tm
     ("script", "overrides", "folder"),
     [
         ("src/train.py", ["data=train291", "logger=none"], "data/train291"),
-        ("src/train.py", ["data=folder", "data.name=mine", "logger=none"], "data/mine"),
+        ("src/train.py", ["data=folder", "data.train=data/mine", "logger=none"], "data/mine"),
         ("src/evaluate.py", ["model=bicubic", "sets=[set5]"], "data/set5"),
         ("data_prep/verify.py", ["path=data/set14"], "data/set14"),
     ],
@@ -125,6 +125,12 @@ def test_no_shards_yet(command, tmp_path, script, overrides, folder):
     result = command(tmp_path, script, *overrides)
     assert_refused(result, f"no shards in {folder}", "data_prep/prepare.py")
     assert_nothing_half_written(tmp_path)
+
+
+def test_a_folder_that_is_not_named(command, tmp_path):
+    assert_refused(
+        command(tmp_path, "src/train.py", "data=folder", "logger=none"), "data.train has no value: give data.train=…"
+    )
 
 
 def test_no_benchmark_yet(command, tmp_path):
@@ -161,7 +167,7 @@ def test_training_on_a_damaged_shard(train, sets, tmp_path, name, damage, compla
     shutil.copytree(sets.root / name, tmp_path / name)
     damage(tmp_path / name / f"{name}-00000.tar")
     result = train(tmp_path, f"data.{name}={name if name == 'train' else f'[{name}]'}")
-    assert_refused(result, complaint, f"prepare it again with `python data_prep/prepare.py dataset=folder")
+    assert_refused(result, complaint, "prepare it again with `python data_prep/prepare.py dataset=folder")
     assert_nothing_half_written(tmp_path)
 
 
@@ -299,7 +305,9 @@ def test_evaluating_nothing_or_two_things(command, tmp_path, arguments):
     assert_refused(command(tmp_path, "src/evaluate.py", *arguments), "weights=FILE, or model=bicubic, and not both")
 
 
-@pytest.mark.parametrize("kind", ["picture", "text", "empty", "truncated checkpoint", "foreign", "pickle", "archived pickle"])
+@pytest.mark.parametrize(
+    "kind", ["picture", "text", "empty", "truncated checkpoint", "foreign", "pickle", "archived pickle"]
+)
 def test_continuing_from_the_wrong_checkpoint(train, files, tmp_path, kind):
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
@@ -322,7 +330,11 @@ def test_continuing_from_a_network_of_another_depth(train, run_dir, tmp_path):
 
 def test_the_folder_of_another_run(train, run_dir, tmp_path):
     shutil.copytree(run_dir, tmp_path / "run")
-    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.suffix in (".safetensors", ".ckpt", ".json")}
+    kept = {
+        path: path.read_bytes()
+        for path in (tmp_path / "run").rglob("*")
+        if path.suffix in (".safetensors", ".ckpt", ".json")
+    }
     assert len(kept) == 4
     result = train(tmp_path, "hydra.run.dir=run", "model.depth=4")
     assert_refused(result, "run holds a run of another configuration", "model.depth: 3 → 4")
@@ -409,9 +421,19 @@ def test_the_disk_is_full_while_preparing(command, noise, disk, tmp_path):
 
 def test_a_process_of_its_own_ends_with_one_line_and_status_1(sets, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    arguments = ["+experiment=smoke", "logger=none", f"data.train={sets.train}", f"data.val=[{sets.val}]", "model.depth=1"]
+    arguments = [
+        "+experiment=smoke",
+        "logger=none",
+        f"data.train={sets.train}",
+        f"data.val=[{sets.val}]",
+        "model.depth=1",
+    ]
     done = subprocess.run(
-        [sys.executable, ROOT / "src" / "train.py", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, ROOT / "src" / "train.py", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert done.stderr == "error: depth 1: a network has at least 2 layers; the paper's has 20 (model.depth=20)\n"

@@ -78,7 +78,9 @@ def independent_psnr(hr, scale, network=lambda ilr: ilr):
 
 def independent_forward(net):
     """The network's arithmetic in NumPy, float64, on luma in [0, 255]."""
-    layers = [(m.weight.detach().double().numpy(), m.bias.detach().double().numpy()) for m in net.body if hasattr(m, "bias")]
+    layers = [
+        (m.weight.detach().double().numpy(), m.bias.detach().double().numpy()) for m in net.body if hasattr(m, "bias")
+    ]
 
     def forward(ilr):
         planes = ilr[None] / 255
@@ -130,7 +132,9 @@ def test_a_network_from_weights_or_a_checkpoint(evaluate, small, structured, tmp
         assert float(row["psnr"]) == pytest.approx(psnr, abs=2e-3)
         assert float(row["bicubic_psnr"]) == pytest.approx(independent_psnr(picture, 3), abs=1e-3)
         assert abs(psnr - independent_psnr(picture, 3)) > 0.05  # it is the network that was scored
-    means = {key: np.mean([float(row[key]) for row in rows]) for key in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")}
+    means = {
+        key: np.mean([float(row[key]) for row in rows]) for key in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
+    }
     gain = f"{means['psnr'] - means['bicubic_psnr']:+.2f}"
     assert path.name in out
     assert cells(out) == [
@@ -139,7 +143,9 @@ def test_a_network_from_weights_or_a_checkpoint(evaluate, small, structured, tmp
     ]  # fmt: skip
     assert content["network"] == {"name": "VDSR", "depth": 3, "width": 8, "residual": True}
     assert content["weights"] == path.name
-    assert content["means"] == [{"set": "grey", "image": "2", "scale": 3.0} | {k: pytest.approx(v) for k, v in means.items()}]
+    assert content["means"] == [
+        {"set": "grey", "image": "2", "scale": 3.0} | {k: pytest.approx(v) for k, v in means.items()}
+    ]
     assert [float(row["psnr"]) for row in rows] == [image["psnr"] for image in content["images"]]
     assert content["versions"]["torch"] == torch.__version__
 
@@ -224,11 +230,15 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.skipif("VDSR_BENCHMARKS" not in os.environ, reason="VDSR_BENCHMARKS names no folder with prepared benchmarks")
+@pytest.mark.skipif(
+    "VDSR_BENCHMARKS" not in os.environ, reason="VDSR_BENCHMARKS names no folder with prepared benchmarks"
+)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_bicubic_on_the_benchmarks_is_the_published_one(command, tmp_path, name):
     folder = os.environ["VDSR_BENCHMARKS"]
-    result = command(tmp_path, "src/evaluate.py", "model=bicubic", f"paths.data={folder}", f"sets=[{name}]", "out=scores")
+    result = command(
+        tmp_path, "src/evaluate.py", "model=bicubic", f"paths.data={folder}", f"sets=[{name}]", "out=scores"
+    )
     assert result.status == 0, result.err
     means = written(tmp_path)[1]["means"]
     psnr, ssim = PUBLISHED[name]

@@ -192,17 +192,13 @@ def test_missing_image_is_named(source, tmp_path):
 )
 def test_different_image_is_named(source, tmp_path, other):
     (source / "Set5" / "bird.png").write_bytes(other)
-    assert refused(tmp_path, "dataset=set5", f"source={source}").endswith(
-        "bird.png is not the published image"
-    )
+    assert refused(tmp_path, "dataset=set5", f"source={source}").endswith("bird.png is not the published image")
 
 
 def test_grey_image_stored_as_colour_is_not_the_published_one(source, tmp_path):
     grey = np.repeat(pixels(9)[..., :1], 3, axis=2)
     (source / "Set5" / "bridge.png").write_bytes(encode(grey))
-    assert refused(tmp_path, "dataset=set5", f"source={source}").endswith(
-        "bridge.png is not the published image"
-    )
+    assert refused(tmp_path, "dataset=set5", f"source={source}").endswith("bridge.png is not the published image")
 
 
 def test_many_missing_images_are_counted(source, tmp_path):
@@ -229,9 +225,7 @@ def test_set_folder_missing(source, tmp_path):
 
 @pytest.mark.parametrize("dataset", ["set5", "folder"])
 def test_source_that_is_no_folder(source, tmp_path, dataset):
-    assert "does not exist; give a folder" in refused(
-        tmp_path, f"dataset={dataset}", f"source={tmp_path}/none"
-    )
+    assert "does not exist; give a folder" in refused(tmp_path, f"dataset={dataset}", f"source={tmp_path}/none")
     file = source / "Set5" / "bird.png"
     assert "is a file; give a folder" in refused(tmp_path, f"dataset={dataset}", f"source={file}")
 
@@ -283,9 +277,7 @@ def test_newer_index_needs_overwrite(source, tmp_path):
 
 @pytest.mark.parametrize("overwrite", ["false", "true"])
 def test_a_folder_with_other_files_is_never_replaced(source, tmp_path, overwrite):
-    text = refused(
-        source, "dataset=folder", f"source={source / 'Set5'}", "name=Set5", f"overwrite={overwrite}"
-    )
+    text = refused(source, "dataset=folder", f"source={source / 'Set5'}", "name=Set5", f"overwrite={overwrite}")
     assert "Set5 holds other files (baby.png); move them away" in text
     assert (source / "Set5" / "baby.png").exists()
 
@@ -305,9 +297,7 @@ def test_empty_folder_is_used_and_a_file_is_not(source, tmp_path):
 
 
 def test_name_stays_inside_the_data_folder(source, tmp_path):
-    assert "name=../x must consist of" in refused(
-        tmp_path / "data", "dataset=set5", f"source={source}", "name=../x"
-    )
+    assert "name=../x must consist of" in refused(tmp_path / "data", "dataset=set5", f"source={source}", "name=../x")
 
 
 def test_killed_run_resumes(source, tmp_path, monkeypatch):
@@ -420,9 +410,7 @@ def test_changed_source_needs_overwrite(album, tmp_path):
 def test_folder_without_usable_images(tmp_path, files):
     (tmp_path / "bare").mkdir()
     lay(tmp_path, {"bare": files})
-    assert "has no usable image" in refused(
-        tmp_path / "data", "dataset=folder", f"source={tmp_path / 'bare'}"
-    )
+    assert "has no usable image" in refused(tmp_path / "data", "dataset=folder", f"source={tmp_path / 'bare'}")
     assert not (tmp_path / "data" / "bare").exists()
 
 
@@ -683,6 +671,4 @@ def test_imports_no_torch_and_no_lightning():
     heavy = "{'torch', 'pytorch_lightning'}"
     code = f"import sys, data_prep.prepare; sys.exit(bool({heavy} & set(sys.modules)))"
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    assert (
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}).returncode == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}).returncode == 0

@@ -145,14 +145,18 @@ def test_the_table_of_experiments_is_whole():
     named = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", text(README), re.MULTILINE)
     assert {name for name, _ in named} == {path.stem for path in EXPERIMENTS}
     for name, count in named:
-        params = OmegaConf.select(OmegaConf.load(ROOT / f"conf/experiment/{name}.yaml"), "hydra.sweeper.params", default={})
+        params = OmegaConf.select(
+            OmegaConf.load(ROOT / f"conf/experiment/{name}.yaml"), "hydra.sweeper.params", default={}
+        )
         assert len(points([f"{key}={values}" for key, values in params.items()])) == int(count), name
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
 def test_links_and_pictures_resolve(path):
     prose = FENCE.sub("", text(path))
-    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)}
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    }
     targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r"(?:src|href)=\"([^\"]+)\"", prose)
     for target in targets:
         if re.match(r"https?://|mailto:", target):

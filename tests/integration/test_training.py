@@ -185,8 +185,8 @@ def test_a_run_leaves_record_weights_checkpoints_and_pictures(root, train):
     assert all(torch.equal(stored[name], tensor) for name, tensor in last.state_dict().items())
 
 
-def test_one_s_own_images_by_name(root, train, sets):
-    done = train("data=folder", "data.name=train", f"paths.data={sets.root}", f"data.train={sets.train}")
+def test_one_s_own_images(root, train, sets):
+    done = train("data=folder", f"paths.data={sets.root}", f"data.train={sets.train}")
     assert done.status == 0
     assert read(run_folder(root))["data"]["train"] == "train"
 
@@ -363,7 +363,7 @@ def test_a_diverging_run_says_so(root, train):
     [
         ("model.depth=1", "depth 1: a network has at least 2 layers"),
         ("data.scales=[]", "data.scales is empty: give at least one scale"),
-        ("data.scales=[2,x]", "scale 'x': give a number above 1"),
+        ("data.scales=[2,x]", "scale 'x': give a whole number or simple fraction above 1"),
         ("data.batch_size=5000", "a batch of 5000 needs 5000: lower data.batch_size"),
         ("data.train=nothing", "no shards in nothing; make them with"),
         ("data.val=[]", "data.val is empty"),

@@ -60,9 +60,7 @@ def test_no_shards_there(tmp_path):
     done = verify(f"path={tmp_path}")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith(
-        f"error: no shards in {tmp_path}; make them with `python data_prep/prepare.py"
-    )
+    assert done.stderr.startswith(f"error: no shards in {tmp_path}; make them with `python data_prep/prepare.py")
     assert done.stderr.count("\n") == 1
 
 

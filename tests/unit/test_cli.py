@@ -135,7 +135,7 @@ def test_bad_input_found_while_building_is_its_own_line(composed):
 
 
 def test_bad_input_is_its_own_line():
-    assert explain(InputError("scale 0: give a number above 1")) == "scale 0: give a number above 1"
+    assert explain(InputError("scale 0: give a whole number or simple fraction above 1")) == "scale 0: give a whole number or simple fraction above 1"
 
 
 def test_a_value_that_is_missing_is_named():

@@ -176,13 +176,13 @@ def test_pictures_are_decoded_once(sets):
         ({"batch_size": -4}, "data.batch_size=-4: must be at least 1"),
         ({"batch_size": 500}, "gives 64 patches of 24×24 at ×2, a batch of 500 needs 250: lower data.batch_size"),
         ({"scales": []}, r"data.scales is empty: give at least one scale, such as \[2,3,4\]"),
-        ({"scales": [2, 0]}, "scale 0: give a number above 1"),
-        ({"scales": [-2]}, "scale -2: give a number above 1"),
-        ({"scales": ["x"]}, "scale 'x': give a number above 1"),
+        ({"scales": [2, 0]}, "scale 0: give a whole number or simple fraction above 1"),
+        ({"scales": [-2]}, "scale -2: give a whole number or simple fraction above 1"),
+        ({"scales": ["x"]}, "scale 'x': give a whole number or simple fraction above 1"),
         ({"scales": 3}, r"data.scales=3: give a list of scales, such as \[2,3,4\]"),
         ({"scales": "34"}, "data.scales=34: give a list of scales"),
         ({"val": []}, "data.val is empty"),
-        ({"val_scales": [1]}, "scale 1: give a number above 1"),
+        ({"val_scales": [1]}, "scale 1: give a whole number or simple fraction above 1"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(sets, changes, complaint):

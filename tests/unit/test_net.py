@@ -133,7 +133,7 @@ def test_a_spec_rebuilds_its_network(net):
         ({"name": "build"}, "no network named 'build'"),
         ({}, "no network named 'None'"),
         ({"name": "VDSR", "dept": 3}, "VDSR cannot be built from {'dept': 3}"),
-        ({"name": "VDSR", "depth": "x"}, "VDSR cannot be built from {'depth': 'x'}"),
+        ({"name": "VDSR", "depth": "x"}, "depth x: a network has at least 2 layers"),
         ({"name": "VDSR", "depth": 1}, "depth 1: a network has at least 2 layers"),
     ],
 )

@@ -206,3 +206,8 @@ def test_a_batch_may_take_the_whole_set():
 def test_arrays_are_whole_numbers():
     for crop in plan().step(0):
         assert all(isinstance(array, np.ndarray) and array.dtype == np.int64 for array in crop[1:])
+
+
+def test_a_batch_holds_every_scale():
+    with pytest.raises(InputError, match="data.batch_size=2: give each of the 3 scales at least one"):
+        Plan([64], [64], [2, 3, 4], 10, 2, 0)

@@ -151,7 +151,7 @@ def test_a_size_that_is_no_multiple_is_refused(scale, size):
 def test_a_bad_scale_is_refused_by_name(scale):
     with pytest.raises(InputError) as caught:
         parse_scale(scale)
-    assert str(caught.value).startswith(f"scale {scale!r}: give a number above 1 and at most 8")
+    assert str(caught.value).startswith(f"scale {scale!r}: give a whole number or simple fraction above 1, up to 8")
     assert "\n" not in str(caught.value)
 
 

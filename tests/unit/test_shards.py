@@ -343,9 +343,7 @@ def stranger(root):
     return "extra.tar is not in index.json"
 
 
-@pytest.mark.parametrize(
-    "damage", [missing, truncated, too_long, flipped, flipped_header, flipped_padding, stranger]
-)
+@pytest.mark.parametrize("damage", [missing, truncated, too_long, flipped, flipped_header, flipped_padding, stranger])
 def test_damage_is_named(prepared, damage):
     expected = damage(prepared.root)
     for thorough in (True, False):

@@ -77,7 +77,7 @@ def colour(luma: Tensor, original: NDArray[np.uint8], scale: float) -> NDArray[n
 
     original: the uint8 picture, (H', W', 3) RGB or (H', W') grey, before modcrop. Grey stays grey.
     """
-    luma_HW = quantise(luma)[0, 0].cpu().numpy()
+    luma_HW = quantise(luma)[0, 0].nan_to_num().cpu().numpy()  # black where a network diverged
     if original.ndim == 2:
         return np.repeat(luma_HW.astype(np.uint8)[..., None], 3, axis=2)
     chroma = torch.from_numpy(rgb_to_ycbcr(original)).permute(2, 0, 1)[None, 1:].float()

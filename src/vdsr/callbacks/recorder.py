@@ -27,19 +27,23 @@ class Recorder(pl.Callback):
         self.path, self.record = path, record
         self.record |= {"status": "running", "curve": [], "validations": [], "seconds": 0.0, "steps": 0}
         self._began = time.perf_counter()
+        self._seen = 0  # the last step, which several accumulated batches may belong to
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # only here is the step known that a checkpoint continues from
         if self.path.exists():
             earlier = records.read(self.path)
             self.record["seconds"] = earlier["seconds"]
             for key in ("curve", "validations"):
                 self.record[key] = [point for point in earlier[key] if point["step"] <= trainer.global_step]
+        self._seen = trainer.global_step
         self._began = time.perf_counter()
         self.write(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, SuperResolution)
-        if trainer.global_step % pl_module.log_every:
+        new, self._seen = trainer.global_step != self._seen, trainer.global_step
+        if not new or trainer.global_step % pl_module.log_every:
             return
         point = {
             key.removeprefix("train/"): float(value)

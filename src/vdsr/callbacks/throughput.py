@@ -25,6 +25,7 @@ class Throughput(pl.Callback):
             return
         now = time.perf_counter()
         if self._since is not None and step > self._since[0]:
-            rate = (step - self._since[0]) * self.batch_size / (now - self._since[1])
+            patches = (step - self._since[0]) * self.batch_size * trainer.accumulate_grad_batches
+            rate = patches / (now - self._since[1])
             pl_module.log("train/patches_per_second", rate, prog_bar=True)
         self._since = (step, now)
