@@ -48,7 +48,7 @@ def run(cfg: DictConfig) -> float:
     """
     hydra_config = HydraConfig.get()
     _check_launch(cfg, hydra_config.mode == RunMode.MULTIRUN)
-    run_dir = Path(hydra_config.runtime.output_dir)
+    run_dir = Path(os.path.relpath(hydra_config.runtime.output_dir))  # short in every message
     torch.set_float32_matmul_precision("highest")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     folders = (cfg.data.train, *cfg.data.val, *(cfg.data.test or []))

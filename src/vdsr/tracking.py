@@ -53,7 +53,7 @@ def wandb_logger(
     try:
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
         run = start(mode=mode, settings=wandb.Settings(init_timeout=INIT_TIMEOUT))
-    except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
+    except wandb.errors.CommError as error:  # unreachable, or the key is refused
         log.warning("W&B: %s; going on offline, sync later", " ".join(str(error).split())[:200])
         run = start(mode="offline")
     return WandbLogger(experiment=run)
@@ -80,12 +80,11 @@ def where(loggers: Sequence[Logger]) -> list[str]:
         if isinstance(logger, WandbLogger):
             run = logger.experiment
             if getattr(run, "offline", False):
-                folder = Path(run.dir).parent
-                lines.append(f"W&B (offline): {folder}; upload with: wandb sync --yes {folder}")
+                lines.append(f"W&B (offline): wandb sync --yes {os.path.relpath(Path(run.dir).parent)}")
             else:
                 lines.append(f"W&B: {run.url}")
         elif isinstance(logger, TensorBoardLogger):
-            lines.append(f"TensorBoard: tensorboard --logdir {logger.log_dir}")
+            lines.append(f"TensorBoard: tensorboard --logdir {os.path.relpath(logger.log_dir)}")
     return lines
 
 
