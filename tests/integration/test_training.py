@@ -328,7 +328,7 @@ def test_another_configuration_in_the_same_folder_is_refused(root, train):
     before = read(folder)
     other = train("model.width=9", f"hydra.run.dir='{folder}'")
     assert other.status == 1
-    assert f"error: {folder} holds a run of another configuration (model.width: 8 → 9)" in other.out
+    assert f"error: {folder.relative_to(root)} holds a run of another configuration (model.width: 8 → 9)" in other.out
     assert read(folder) == before
 
 
@@ -353,7 +353,7 @@ def test_a_diverging_run_says_so(root, train):
     assert record["error"].startswith("the loss is ")
     assert record["steps"] < 30
     assert not (folder / "weights.safetensors").exists()
-    assert f"error: {folder}: diverged: the loss is" in done.out
+    assert f"error: {folder.relative_to(root)}: diverged: the loss is" in done.out
     assert record["curve"][-1]["loss"] is None
     assert all(math.isfinite(point["loss"]) for point in record["curve"][:-1])
 
