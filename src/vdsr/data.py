@@ -27,6 +27,16 @@ class Pair(NamedTuple):
     hr: Tensor
 
 
+class Windows(NamedTuple):
+    """One scale's crops before degradation: uint8 HR windows and where in them the patches lie."""
+
+    scale: float
+    pixels: Tensor  # (n, 1, S, S) uint8
+    top: Tensor  # (n,) first row and column of the patch in its window
+    left: Tensor
+    turns: Tensor  # (n,) 3 bits, see Crops
+
+
 class Picture(NamedTuple):
     """One benchmark image: uint8, (H, W, 3) RGB or (H, W) grey."""
 
@@ -67,8 +77,8 @@ class LumaStore:
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def cut(self, crops: Crops, patch: int) -> Pair:
-        """Cut the crops' windows, degrade them and take out the patches: (n, 1, P, P) ILR and HR."""
+    def windows(self, crops: Crops, patch: int) -> Windows:
+        """The windows that the patches of `crops` and their degradation depend on."""
         device = self.pixels.device
         image, top, left, turns = (torch.from_numpy(array).to(device) for array in crops[1:])
         side, step = window_size(patch, crops.scale), ratio(crops.scale).numerator
@@ -76,11 +86,16 @@ class LumaStore:
         height, width = self.heights[image], self.widths[image]
         rows = window_pixels(first_row, side, height - height % step)
         columns = window_pixels(first_column, side, width - width % step)
-        index = self.offsets[image][:, None, None] + rows[:, :, None] * width[:, None, None] + columns[:, None, :]
-        hr = self.pixels[index][:, None].float() / 255
-        pair = torch.cat([degrade_windows(hr, crops.scale), hr], dim=1)
-        pair = _turn(_inside(pair, top - first_row, left - first_column, patch), turns)
-        return Pair(*pair.split(1, dim=1))
+        index = (self.offsets[image][:, None] + rows * width[:, None])[:, :, None] + columns[:, None, :]
+        return Windows(crops.scale, self.pixels[index][:, None], top - first_row, left - first_column, turns)
+
+
+def pair(windows: Windows, patch: int) -> Pair:
+    """Degrade the windows and take the patches out of them: (n, 1, P, P) ILR and HR, turned."""
+    hr = windows.pixels.float() / 255
+    both = torch.cat([degrade_windows(hr, windows.scale), hr], dim=1)
+    both = _turn(_inside(both, windows.top, windows.left, patch), windows.turns)
+    return Pair(*both.split(1, dim=1))
 
 
 def _inside(windows: Tensor, top: Tensor, left: Tensor, patch: int) -> Tensor:
@@ -218,7 +233,7 @@ class SuperResolutionData(pl.LightningDataModule):
         if isinstance(batch, Picture):
             return batch
         store = self.store.to(device)
-        pairs = [store.cut(crops, self.patch) for crops in batch]
+        pairs = [pair(store.windows(crops, self.patch), self.patch) for crops in batch]
         return Pair(torch.cat([pair.ilr for pair in pairs]), torch.cat([pair.hr for pair in pairs]))
 
 
