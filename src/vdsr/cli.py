@@ -98,12 +98,12 @@ def run_id(overrides: str, seed: int) -> str:
 
     overrides: Hydra's `override_dirname`. Every rank and every restart computes the same name.
     """
-    return _short(f"{overrides}_seed={seed}")
+    return _short(f"{overrides}_seed-{seed}")
 
 
 def _short(name: str) -> str:
-    """One command's words as a folder's name and a W&B id: other characters replaced, a long tail hashed."""
-    name = re.sub(r"[^\w.=+-]+", "-", name).strip("-_")
+    """One command's words as a folder's name and a W&B id, with nothing that a command line would misread."""
+    name = re.sub(r"[^\w.+-]+", "-", name).replace("-_", "_").strip("-_")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:10]
         name = f"{name[: LONGEST_NAME - 11]}-{digest}"

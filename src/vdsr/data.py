@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from vdsr.colour import luma
 from vdsr.errors import InputError
 from vdsr.images import decode
+from vdsr.metrics import check_size
 from vdsr.plan import Crops, Plan
 from vdsr.resize import degrade_windows, parse_scale, ratio, window_pixels, window_size, window_start
 from vdsr.shards import Sample, ShardSet
@@ -55,7 +56,10 @@ def load_pictures(shards: ShardSet) -> list[Picture]:
 
     def load(item: tuple[Sample, bytes]) -> Picture:
         sample, data = item
-        return Picture(shards.name, sample, decode(data, sample.key))
+        pixels = decode(data, sample.key)
+        if pixels.shape[:2] != (sample.height, sample.width):
+            raise InputError(f"{shards.root}: {sample.key} is not of the size that the index says: prepare it again")
+        return Picture(shards.name, sample, pixels)
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
         return list(pool.map(load, shards.read()))
@@ -163,7 +167,7 @@ class SuperResolutionData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.scales = parse_scales(scales, "data.scales")
-        self.val_scales = parse_scales(val_scales, "data.val_scales") if val_scales else self.scales
+        self.val_scales = parse_scales(val_scales, "data.val_scales") if val_scales is not None else self.scales
         for name, value in (("data.batch_size", batch_size), ("data.patch", patch)):
             if value < 1:
                 raise InputError(f"{name}={value}: must be at least 1")
@@ -183,6 +187,10 @@ class SuperResolutionData(pl.LightningDataModule):
                 )
         heights, widths = [image.height for image in images], [image.width for image in images]
         self.plan = Plan(heights, widths, self.scales, patch, batch_size, seed, turn)
+        for shards in (*self.val_shards, *self.test_shards):
+            for image in shards.samples:
+                for scale in self.val_scales:
+                    check_size(image.height, image.width, scale, image.key)
         self._store: LumaStore | None = None
         self._pictures: dict[str, list[Picture]] = {}
 

@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
@@ -15,6 +14,7 @@ from vdsr import benchmark, hardware, net, records, tables, weights
 from vdsr.callbacks.pictures import draw
 from vdsr.data import Picture, load_pictures, parse_scales
 from vdsr.errors import InputError
+from vdsr.metrics import check_size
 from vdsr.sample import ensure_sample
 from vdsr.shards import ShardSet
 
@@ -28,15 +28,26 @@ def evaluate(cfg: DictConfig) -> list[benchmark.Row]:
 
     Returns the rows that were printed. Raises InputError for missing weights, sets or scales.
     """
-    if (cfg.weights is None) == (cfg.model is None):
+    model = cfg.get("model")  # without model= the group is not in the configuration
+    if (cfg.weights is None) == (model is None):
         raise InputError("give weights=FILE, or model=bicubic, and not both")
+    if model and model._target_ != "vdsr.net.Bicubic":
+        raise InputError("an untrained network has no scores: give weights=FILE, or model=bicubic")
+    if cfg.accelerator not in ("auto", "cpu", "cuda"):
+        raise InputError(f"accelerator={cfg.accelerator}: there are auto, cpu and cuda")
+    if not isinstance(cfg.pictures, int):
+        raise InputError(f"pictures={cfg.pictures}: give a whole number")
     device = torch.device("cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-    network = hydra.utils.instantiate(cfg.model) if cfg.model else weights.load(Path(cfg.weights))
+    network = net.Bicubic() if model else weights.load(Path(cfg.weights))
     network = net.channels_last(network.to(device).eval())
     scales = parse_scales(cfg.scales, "scales")
     sets = [ShardSet.open(folder) for folder in _benchmarks(cfg)]
     pictures = [picture for shards in sets for picture in load_pictures(shards)]
-    with Progress(transient=True, console=Console(stderr=True)) as bar:
+    for picture in pictures:
+        for scale in scales:
+            check_size(picture.sample.height, picture.sample.width, scale, picture.sample.key)
+    console = Console(stderr=True)
+    with Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
         bar_id = bar.add_task("scoring", total=len(pictures) * len(scales))
         rows = benchmark.run(network, pictures, scales, device, lambda: bar.advance(bar_id))
     shown = rows if cfg.per_image else benchmark.means(rows)
@@ -50,8 +61,11 @@ def evaluate(cfg: DictConfig) -> list[benchmark.Row]:
 def _benchmarks(cfg: DictConfig) -> list[Path]:
     root = Path(cfg.paths.data)
     if cfg.sets is not None:
-        ensure_sample(root, [root / name for name in cfg.sets])
-        return [root / name for name in cfg.sets]
+        names = [cfg.sets] if isinstance(cfg.sets, str) else list(cfg.sets)
+        if not names:
+            raise InputError("sets is empty: name at least one prepared folder, such as [set5]")
+        ensure_sample(root, [root / name for name in names])
+        return [root / name for name in names]
     found = [root / name for name in BENCHMARKS if (root / name).is_dir()]
     if not found:
         raise InputError(

@@ -1,5 +1,6 @@
 """A run from its configuration: seed → build → fit → test → record. Only this module knows Hydra's config."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
@@ -50,6 +52,7 @@ def run(cfg: DictConfig) -> float:
     _check_launch(cfg, hydra_config.mode == RunMode.MULTIRUN)
     run_dir = Path(os.path.relpath(hydra_config.runtime.output_dir))  # short in every message
     torch.set_float32_matmul_precision("highest")
+    _check_numbers(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     folders = (cfg.data.train, *cfg.data.val, *(cfg.data.test or []))
     ensure_sample(Path(cfg.paths.data), [Path(folder) for folder in folders])
@@ -85,10 +88,12 @@ def run(cfg: DictConfig) -> float:
         _train(cfg, run_dir, data, task, recorder, loggers)
         exit_code = 0
     except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(run_dir)  # a full disk does not say where
         if record["status"] == "running":
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))  # Lightning exits on Ctrl-C
             record |= {"status": "stopped" if stopped else "failed", "error": _one_line(error)}
-            if run_dir.is_dir():
+            with contextlib.suppress(OSError):  # the first error is the one to tell
                 records.write_json(run_dir / records.FILE, record)
         raise
     finally:
@@ -113,7 +118,7 @@ def _train(
     checkpoint_every = settings.pop("checkpoint_every")
     validations = settings.pop("validations")
     settings["precision"] = hardware.precision(settings["precision"])
-    trainer = pl.Trainer(
+    trainer = _trainer(
         **settings,
         max_epochs=-1,  # max_steps ends a run; epochs are counted in patches
         # in batches, of which a step accumulates several
@@ -126,11 +131,16 @@ def _train(
         default_root_dir=run_dir,
         logger=loggers,
         callbacks=_callbacks(run_dir, data, recorder, checkpoint_every),
+        plugins=[checkpoints.Whole()],
     )
     if last.exists():
-        step = checkpoints.read(last)["global_step"]
-        log.info("continuing at step %d from %s", step, last)
-    trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        checkpoint = checkpoints.read(last)
+        if checkpoint[checkpoints.SPEC] != task.net.spec():  # type: ignore[operator]
+            raise InputError(f"{last} is of another network, {checkpoint[checkpoints.SPEC]}: remove it, or set name=…")
+        log.info("continuing at step %d from %s", checkpoint["global_step"], last)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # so it should, for a run that continues
+        trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     record = recorder.record
     if record["status"] == "diverged":
         recorder.write(trainer)
@@ -160,6 +170,14 @@ def _train(
             metrics=record["metrics"],
         )
     recorder.write(trainer)
+
+
+def _trainer(**settings: Any) -> pl.Trainer:
+    """Lightning's Trainer; what it says of a setting that it cannot use, said in one line."""
+    try:
+        return pl.Trainer(**settings)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())[:200]}") from None
 
 
 def _callbacks(run_dir: Path, data: SuperResolutionData, recorder: Recorder, checkpoint_every: int) -> list[Callback]:
@@ -217,6 +235,20 @@ def _earlier(run_dir: Path, record: records.Record) -> records.Record | None:
         text = ", ".join(f"{key}: {a} → {b}" for key, (a, b) in list(changes.items())[:3])
         raise InputError(f"{run_dir} holds a run of another configuration ({text}): remove it, or set name=…")
     return earlier if earlier["status"] == "finished" and (run_dir / WEIGHTS).exists() else None
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    """Raises InputError for a setting that is no number, or none that makes sense."""
+    whole = ["max_steps", "validations", "checkpoint_every", "log_every_n_steps", "accumulate_grad_batches"]
+    least = {f"trainer.{key}": 1 for key in whole} | {"data.patch": 1, "data.batch_size": 1, "seed": 0}
+    for key, bound in least.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < bound:
+            raise InputError(f"{key}={value}: give a whole number, {bound} or more")
+    if not isinstance(cfg.optim.lr, (int, float)) or not cfg.optim.lr > 0:
+        raise InputError(f"optim.lr={cfg.optim.lr}: give a number above 0")
+    if not cfg.data.train:
+        raise InputError("data.train has no value: name a prepared folder")
 
 
 def _check_launch(cfg: DictConfig, sweeping: bool) -> None:

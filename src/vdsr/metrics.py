@@ -15,6 +15,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from vdsr.colour import LUMA_MAX, LUMA_MIN
 from vdsr.errors import InputError
+from vdsr.resize import ratio
 
 SSIM_WINDOW = 11
 SSIM_TILE = 64  # windows a side
@@ -30,6 +31,16 @@ class Score(NamedTuple):
 def quantise(luma: Tensor) -> Tensor:
     """Luma in [0, 1] → whole grey levels in [16, 235], in float64."""
     return (luma.double() * 255).clamp(LUMA_MIN, LUMA_MAX).round()
+
+
+def check_size(height: int, width: int, scale: float, name: str) -> None:
+    """Raises InputError when an image leaves less than SSIM's 11 × 11 window inside the border."""
+    step = ratio(scale).numerator
+    left = min(height - height % step, width - width % step) - 2 * math.ceil(scale)
+    if left < SSIM_WINDOW:
+        raise InputError(
+            f"{name} ({width}×{height}) is too small to be scored at ×{scale:g}: leave it out of the benchmark"
+        )
 
 
 def psnr_ssim(sr: Tensor, hr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -49,13 +60,8 @@ def psnr(sr: Tensor, hr: Tensor, scale: float) -> Tensor:
 
 def _inside(sr: Tensor, hr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Both in whole grey levels, less the border, which lacks full context; float64, or SSIM's variances cancel."""
+    check_size(hr.shape[-2], hr.shape[-1], scale, "an image")
     shave = math.ceil(scale)
-    height, width = hr.shape[-2:]
-    if min(height, width) - 2 * shave < SSIM_WINDOW:
-        raise InputError(
-            f"an image of {height}×{width} pixels is too small to be scored at ×{scale:g}: "
-            f"at least {SSIM_WINDOW + 2 * shave} pixels a side; leave it out of the benchmark"
-        )
     inside = (..., slice(shave, -shave), slice(shave, -shave))
     return quantise(sr)[inside], (hr.double() * 255).round()[inside]
 

@@ -122,14 +122,12 @@ class SuperResolution(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._collect()
+        figures = {"val/psnr": self.mean_psnr, "val/gain": self.gain, "epoch": self.epoch}
         for (name, scale), score in self.scores.items():
             key = f"val/{name}/x{scale:g}"
-            self.log(f"{key}/psnr", score.psnr)
-            self.log(f"{key}/ssim", score.ssim)
-            self.log(f"{key}/gain", score.psnr - self.bicubic[name, scale].psnr)
-        self.log("val/psnr", self.mean_psnr, prog_bar=True)
-        self.log("val/gain", self.gain, prog_bar=True)
-        self.log("epoch", self.epoch)
+            figures |= {f"{key}/psnr": score.psnr, f"{key}/ssim": score.ssim}
+            figures[f"{key}/gain"] = score.psnr - self.bicubic[name, scale].psnr
+        self.log_dict(figures, sync_dist=True)  # equal on every rank already; Lightning wants to hear it
 
     def on_test_epoch_end(self) -> None:
         self._collect()

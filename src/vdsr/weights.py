@@ -30,6 +30,8 @@ def save(net: nn.Module, path: Path, **metadata: Any) -> Path:
     try:
         save_file(tensors, temporary, metadata=text)
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written ({error}); free space or name another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
     return path

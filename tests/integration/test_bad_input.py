@@ -207,13 +207,41 @@ def test_an_index_that_was_changed(train, sets, tmp_path):
         ("model.depth=0", ["depth 0", "at least 2"]),
         ("model.width=0", ["width 0", "at least 1"]),
         ("data.batch_size=1000", ["gives 16 patches", "a batch of 1000 needs 1000", "lower data.batch_size"]),
-        ("data.batch_size=0", ["data.batch_size=0", "at least 1"]),
+        ("data.batch_size=0", ["data.batch_size=0", "1 or more"]),
+        ("data.patch=abc", ["data.patch=abc", "whole number"]),
+        ("seed=-1", ["seed=-1", "0 or more"]),
+        ("optim.lr=high", ["optim.lr=high", "above 0"]),
+        ("trainer.max_steps=-1", ["trainer.max_steps=-1", "1 or more"]),
+        ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0", "1 or more"]),
+        ("trainer.precision=foo", ["trainer: ", "foo"]),
+        ("+trainer.foo=1", ["trainer: ", "foo"]),
+        ("data.train=null", ["data.train has no value"]),
+        ("model.depth=deep", ["depth deep"]),
         ("clip.theta=0", ["θ 0", "above 0"]),
     ],
 )
-def test_a_number_that_cannot_be(train, tmp_path, override, words):
+def test_a_setting_that_cannot_be(train, tmp_path, override, words):
     assert_refused(train(tmp_path, override), *words)
     assert_nothing_half_written(tmp_path)
+
+
+def test_a_network_without_weights_cannot_be_trained(command, sets, tmp_path):
+    arguments = ["model=bicubic", "logger=none", f"data.train={sets.train}", f"data.val=[{sets.val}]"]
+    assert_refused(command(tmp_path, "src/train.py", *arguments, "data.patch=16"), "Bicubic has nothing to train")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("sets=[]", ["sets is empty"]),
+        ("accelerator=quantum", ["accelerator=quantum", "auto, cpu and cuda"]),
+        ("pictures=many", ["pictures=many", "whole number"]),
+        ("model=srcnn", ["an untrained network has no scores"]),
+    ],
+)
+def test_an_evaluation_that_cannot_be(command, sets, tmp_path, setting, words):
+    model = [] if setting.startswith("model") else ["model=bicubic"]
+    assert_refused(command(tmp_path, "src/evaluate.py", *model, f"paths.data={sets.root}", setting), *words)
 
 
 @pytest.mark.parametrize(

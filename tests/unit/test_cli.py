@@ -33,8 +33,8 @@ def composed():
 
 
 def test_a_run_is_named_by_its_overrides_and_seed():
-    assert run_id("model.depth=5_optim.lr=0.01", 3) == "model.depth=5_optim.lr=0.01_seed=3"
-    assert run_id("", 0) == "seed=0"
+    assert run_id("model.depth=5_optim.lr=0.01", 3) == "model.depth-5_optim.lr-0.01_seed-3"
+    assert run_id("", 0) == "seed-0"
 
 
 def test_the_same_command_has_the_same_name_in_another_process():
@@ -48,24 +48,24 @@ def test_the_same_command_has_the_same_name_in_another_process():
 
 def test_a_name_is_one_folder():
     name = run_id("data.val=[/data/set5,../set14]_clip.x='a b'", 0)
-    assert name == "data.val=-data-set5-..-set14-_clip.x=-a-b-_seed=0"
+    assert name == "data.val-data-set5-..-set14_clip.x-a-b_seed-0"
 
 
 def test_a_long_name_is_cut_and_hashed():
     long = "data.train=" + "x" * 200
     name = run_id(long, 0)
     assert len(name) == LONGEST_NAME
-    assert re.fullmatch(r"data\.train=x+-[0-9a-f]{10}", name)
+    assert re.fullmatch(r"data\.train-x+-[0-9a-f]{10}", name)
     assert run_id(long, 0) == name != run_id(long, 1)
-    assert run_id("x" * (LONGEST_NAME - 7), 0) == "x" * (LONGEST_NAME - 7) + "_seed=0"
+    assert run_id("x" * (LONGEST_NAME - 7), 0) == "x" * (LONGEST_NAME - 7) + "_seed-0"
 
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
         (["+experiment=depth_sweep"], "default"),
-        (["-m", "model.depth=5,10", "optim.lr=0.1"], "model.depth=5-10_optim.lr=0.1"),
-        (["name=mine", "paths.runs=/tmp/x", "hydra.mode=RUN", "hydra/launcher=basic", "seed=0,1"], "seed=0-1"),
+        (["-m", "model.depth=5,10", "optim.lr=0.1"], "model.depth-5-10_optim.lr-0.1"),
+        (["name=mine", "paths.runs=/tmp/x", "hydra.mode=RUN", "hydra/launcher=basic", "seed=0,1"], "seed-0-1"),
     ],
 )
 def test_a_sweep_is_named_by_its_command(monkeypatch, arguments, name):
@@ -135,7 +135,10 @@ def test_bad_input_found_while_building_is_its_own_line(composed):
 
 
 def test_bad_input_is_its_own_line():
-    assert explain(InputError("scale 0: give a whole number or simple fraction above 1")) == "scale 0: give a whole number or simple fraction above 1"
+    assert (
+        explain(InputError("scale 0: give a whole number or simple fraction above 1"))
+        == "scale 0: give a whole number or simple fraction above 1"
+    )
 
 
 def test_a_value_that_is_missing_is_named():

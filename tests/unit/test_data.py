@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from vdsr.colour import luma
-from vdsr.data import LumaStore, Pair, Pictures, Steps, SuperResolutionData, load_pictures, parse_scales
+from vdsr.data import LumaStore, Pair, Pictures, Steps, SuperResolutionData, load_pictures, pair, parse_scales
 from vdsr.errors import InputError
 from vdsr.plan import Crops, Plan
 from vdsr.resize import degrade, modcrop
 from vdsr.shards import DamagedError, ShardSet
+
+
+def cut(store, crops, patch):
+    return pair(store.windows(crops, patch), patch)
 
 
 def crops(scale, *samples):
@@ -56,10 +60,10 @@ def test_a_crop_is_the_crop_of_the_degraded_picture(noise, scale):
         bottom, right = height - patch, width - patch
         corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (7, 11), (bottom // 2, right - 1)]
         wanted += [(number, top, left, 0) for top, left in corners]
-    pair = store.cut(crops(scale, *wanted), patch)
-    assert pair.ilr.shape == pair.hr.shape == (12, 1, patch, patch)
-    assert pair.ilr.dtype == pair.hr.dtype == torch.float32
-    for (number, top, left, _), ilr, hr in zip(wanted, *pair, strict=True):
+    made = cut(store, crops(scale, *wanted), patch)
+    assert made.ilr.shape == made.hr.shape == (12, 1, patch, patch)
+    assert made.ilr.dtype == made.hr.dtype == torch.float32
+    for (number, top, left, _), ilr, hr in zip(wanted, *made, strict=True):
         expected = [a[top : top + patch, left : left + patch] for a in whole(images[number], scale)]
         assert abs(ilr[0].numpy() - expected[0]).max() < 2e-5  # float32: a two-hundredth of a grey level
         assert abs(hr[0].numpy() - expected[1]).max() < 1e-7
@@ -69,8 +73,8 @@ def test_a_crop_is_the_crop_of_the_degraded_picture(noise, scale):
 def test_each_of_the_eight_turns(noise, bits):
     image = noise(2, 30, 34)
     store = LumaStore([image])
-    pair = store.cut(crops(2, (0, 5, 9, bits), (0, 5, 9, 0)), 12)
-    for plane, picture in zip(pair, whole(image, 2), strict=True):
+    made = cut(store, crops(2, (0, 5, 9, bits), (0, 5, 9, 0)), 12)
+    for plane, picture in zip(made, whole(image, 2), strict=True):
         expected = turned(picture[5:17, 9:21], bits)
         assert abs(plane[0, 0].numpy() - expected).max() < 2e-5
         assert np.array_equal(plane[0, 0].numpy(), turned(plane[1, 0].numpy(), bits))
@@ -78,7 +82,7 @@ def test_each_of_the_eight_turns(noise, bits):
 
 def test_a_patch_as_large_as_its_picture(noise):
     image = noise(3, 12, 12)
-    ilr, hr = LumaStore([image]).cut(crops(3, (0, 0, 0, 0)), 12)
+    ilr, hr = cut(LumaStore([image]), crops(3, (0, 0, 0, 0)), 12)
     assert abs(ilr[0, 0].numpy() - whole(image, 3)[0]).max() < 2e-5
     assert np.array_equal(hr[0, 0].numpy(), (torch.from_numpy(image).float() / 255).numpy())
 

@@ -209,5 +209,5 @@ def test_arrays_are_whole_numbers():
 
 
 def test_a_batch_holds_every_scale():
-    with pytest.raises(InputError, match="data.batch_size=2: give each of the 3 scales at least one"):
+    with pytest.raises(InputError, match=r"data\.batch_size=2: give each of the 3 scales at least one"):
         Plan([64], [64], [2, 3, 4], 10, 2, 0)
