@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vdsr.data import Picture
 from vdsr.metrics import psnr_ssim
 from vdsr.resize import degrade, modcrop
+from vdsr.tiles import upscale
 
 
 class Restored(NamedTuple):
@@ -39,7 +40,7 @@ def restore(net: nn.Module, picture: Picture, scale: float, device: torch.device
     hr = modcrop(picture.hr.to(device), scale)
     ilr = degrade(hr, scale)
     with torch.autocast(device.type, enabled=False):
-        return Restored(ilr, net(ilr), hr)
+        return Restored(ilr, upscale(net, ilr), hr)
 
 
 def run(

@@ -1,6 +1,7 @@
 """The networks. One interface: ILR luma in, HR luma out, same size, any device.
 
-Each has a `spec()`: the plain numbers that rebuild it, saved beside its weights.
+Each has a `spec()`: the plain numbers that rebuild it, saved beside its weights; and a `radius`: how many
+pixels to each side an output depends on, half the receptive field less one.
 """
 
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ class VDSR(nn.Module):
         if not isinstance(width, int) or width < 1:
             raise InputError(f"width {width}: give at least 1 filter; the paper has 64 (model.width=64)")
         self.depth, self.width, self.residual = depth, width, residual
+        self.radius = depth
         layers: list[nn.Module] = [_conv(1, width, 3), nn.ReLU(inplace=True)]
         for _ in range(depth - 2):
             layers += [_conv(width, width, 3), nn.ReLU(inplace=True)]
@@ -50,6 +52,8 @@ class SRCNN(nn.Module):
     forward: (B, 1, H, W) luma in [0, 1] → the same shape.
     """
 
+    radius = 4 + 2 + 2
+
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -67,6 +71,8 @@ class SRCNN(nn.Module):
 
 class Bicubic(nn.Module):
     """No network: the ILR as it is, the row every other is measured against."""
+
+    radius = 0
 
     def forward(self, ilr_B1HW: Tensor) -> Tensor:
         return ilr_B1HW
