@@ -6,10 +6,10 @@ READY := .venv/.ready
 README_TEST := tests/integration/test_readme.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sample test check format pins clean
+.PHONY: help setup demo sample test check bench bench-quick format pins clean
 
 help: ## List the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## Create .venv with the pinned dependencies
 	@echo "Everything is installed in .venv."
@@ -29,6 +29,12 @@ check: $(READY) ## Run ruff, mypy, the import contracts and the README's command
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet $(README_TEST)
+
+bench: $(READY) ## Measure how near to the hardware it runs: 8 minutes on an idle machine
+	@$(BIN)/python benchmarks/bench.py
+
+bench-quick: $(READY) ## The same in two minutes, with fewer rounds
+	@$(BIN)/python benchmarks/bench.py --quick
 
 format: $(READY) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format

@@ -1,7 +1,11 @@
-"""From shards to batches: decoded luma in memory, crops by the plan, degradation on the device."""
+"""From shards to batches: decoded luma in memory or a stream, crops by the plan, degradation on the device."""
 
+import dataclasses
+import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +23,12 @@ from vdsr.metrics import check_size
 from vdsr.plan import Crops, Plan
 from vdsr.resize import degrade_windows, parse_scale, ratio, window_pixels, window_size, window_start
 from vdsr.shards import Sample, ShardSet
+from vdsr.source import Source
+from vdsr.stream import Settings, Stream, StreamPlan, guard
+
+log = logging.getLogger(__name__)
+
+CROPS_AT_ONCE = 128  # cut and degraded in one go
 
 
 class Pair(NamedTuple):
@@ -97,39 +107,58 @@ class LumaStore:
 def pair(windows: Windows, patch: int) -> Pair:
     """Degrade the windows and take the patches out of them: (n, 1, P, P) ILR and HR, turned."""
     hr = windows.pixels.float() / 255
-    both = torch.cat([degrade_windows(hr, windows.scale), hr], dim=1)
-    both = _turn(_inside(both, windows.top, windows.left, patch), windows.turns)
-    return Pair(*both.split(1, dim=1))
+    both = torch.cat([degrade_windows(hr, windows.scale), hr], dim=1).transpose(0, 1)
+    n = torch.arange(len(hr), device=hr.device)[:, None, None]
+    rows, columns = _turned(windows.turns[:, None, None], patch)
+    patches = both[:, n, rows + windows.top[:, None, None], columns + windows.left[:, None, None]]
+    return Pair(*patches.unsqueeze(2))
 
 
-def _inside(windows: Tensor, top: Tensor, left: Tensor, patch: int) -> Tensor:
-    """(n, C, S, S) → (n, C, P, P), each from its own corner."""
-    span = torch.arange(patch, device=windows.device)
-    n = torch.arange(len(windows), device=windows.device)[:, None, None]
-    rows, columns = (top[:, None] + span)[:, :, None], (left[:, None] + span)[:, None, :]
-    return windows.transpose(0, 1)[:, n, rows, columns].transpose(0, 1)
+def _turned(turns: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """Where each pixel of a turned patch comes from: (n, P, P) rows and columns. See `Crops.turns` for the bits."""
+    row = torch.arange(patch, device=turns.device)[:, None]
+    column = row.T
+    transposed = (turns & 4).bool()
+    rows, columns = torch.where(transposed, column, row), torch.where(transposed, row, column)
+    last = patch - 1
+    return torch.where((turns & 1).bool(), last - rows, rows), torch.where((turns & 2).bool(), last - columns, columns)
 
 
-def _turn(patches: Tensor, turns: Tensor) -> Tensor:
-    """Flip and transpose each square patch by its 3 bits: the 8 symmetries of the square."""
-    bits = (turns[:, None] >> torch.arange(3, device=turns.device) & 1).bool()
-    chosen = bits[:, :, None, None, None].unbind(1)
-    patches = torch.where(chosen[0], patches.flip(-2), patches)
-    patches = torch.where(chosen[1], patches.flip(-1), patches)
-    return torch.where(chosen[2], patches.transpose(-2, -1), patches)
+class Batches(IterableDataset[Pair]):
+    """The plan's batches from step `start` on, without end; the trainer's max_steps ends it.
+
+    Small batches are made several steps at a time: most of their cost is in the calls, not in the pixels.
+    """
+
+    def __init__(self, plan: Plan, store: LumaStore, patch: int, start: int, samples: range) -> None:
+        self.plan, self.store, self.patch, self.start, self.samples = plan, store, patch, start, samples
+
+    def __iter__(self) -> Iterator[Pair]:
+        together = max(1, CROPS_AT_ONCE // len(self.samples))
+        for first in itertools.count(self.start, together):
+            steps = [self.plan.step(first + i, self.samples) for i in range(together)]
+            made = [
+                pair(self.store.windows(_joined(crops), self.patch), self.patch) for crops in zip(*steps, strict=True)
+            ]
+            for i in range(together):
+                parts = [Pair(*(plane.tensor_split(together)[i] for plane in both)) for both in made]
+                yield Pair(*map(torch.cat, zip(*parts, strict=True)))
 
 
-class Steps(IterableDataset[list[Crops]]):
-    """The plan from step `start` on, without end; the trainer's max_steps ends it."""
+def _joined(crops: Sequence[Crops]) -> Crops:
+    """The crops of several steps at one scale, one after the other."""
+    return Crops(crops[0].scale, *(np.concatenate(column) for column in list(zip(*crops, strict=True))[1:]))
 
-    def __init__(self, plan: Plan, start: int, samples: range) -> None:
-        self.plan, self.start, self.samples = plan, start, samples
 
-    def __iter__(self) -> Iterator[list[Crops]]:
-        step = self.start
-        while True:
-            yield self.plan.step(step, self.samples)
-            step += 1
+def _cut(image: NDArray[np.uint8], crops: Crops, patch: int) -> Windows:
+    """The windows of one image that the stream has at hand, by the same road as those in memory."""
+    return LumaStore([image]).windows(crops._replace(image=np.zeros_like(crops.image)), patch)
+
+
+def _merge(rows: Sequence[tuple[Windows, int]]) -> Windows:
+    """Single rows of many windows of one scale, as one."""
+    columns = zip(*([column[row] for column in windows[1:]] for windows, row in rows), strict=True)
+    return Windows(rows[0][0].scale, *map(torch.stack, columns))
 
 
 class Pictures(Dataset[Picture]):
@@ -146,9 +175,10 @@ class Pictures(Dataset[Picture]):
 
 
 class SuperResolutionData(pl.LightningDataModule):
-    """Training crops and benchmark images, all in memory.
+    """Training crops and benchmark images; the crops of a set beyond memory come from a stream.
 
-    train: shard folder of HR images; val, test: shard folders of benchmarks (`test` defaults to `val`).
+    train: shard folder of HR images, with mode=stream also its http(s) address; val, test: shard folders of
+    benchmarks (`test` defaults to `val`).
     scales: what to train and score at. patch: side of a training patch. batch_size: global, over all ranks.
     Raises InputError for missing or damaged shards, an impossible scale, patch or batch; before training.
     """
@@ -164,6 +194,8 @@ class SuperResolutionData(pl.LightningDataModule):
         batch_size: int = 64,
         turn: bool = True,
         seed: int = 0,
+        mode: str = "memory",
+        stream: Settings | None = None,
     ) -> None:
         super().__init__()
         self.scales = parse_scales(scales, "data.scales")
@@ -174,7 +206,14 @@ class SuperResolutionData(pl.LightningDataModule):
         if not val:
             raise InputError("data.val is empty: give at least one prepared folder to score on")
         self.patch, self.batch_size = patch, batch_size
-        self.train_shards = ShardSet.open(Path(train))
+        if mode not in ("memory", "stream"):
+            raise InputError(f"data.mode={mode}: give memory or stream")
+        settings = stream or Settings()
+        cache = Path(settings.cache) if settings.cache else None
+        self.source = Source(train, cache, settings.retries, settings.timeout)
+        if self.source.remote and mode == "memory":
+            raise InputError(f"data.train={self.source.shown} is an address: add data.mode=stream")
+        self.train_shards = self.source.index()
         self.val_shards = [ShardSet.open(Path(folder)) for folder in val]
         self.test_shards = [ShardSet.open(Path(folder)) for folder in test or val]
         images = self.train_shards.samples
@@ -182,23 +221,31 @@ class SuperResolutionData(pl.LightningDataModule):
             side = min(image.height, image.width)
             if any(side - side % ratio(scale).numerator < patch for scale in self.scales):
                 raise InputError(
-                    f"{self.train_shards.root}: {image.key} ({image.width}×{image.height}) is too small for patches "
+                    f"{self.source.shown}: {image.key} ({image.width}×{image.height}) is too small for patches "
                     f"of {patch} pixels: lower data.patch or leave the image out"
                 )
-        heights, widths = [image.height for image in images], [image.width for image in images]
-        self.plan = Plan(heights, widths, self.scales, patch, batch_size, seed, turn)
+        self.plan: Plan | StreamPlan
+        if mode == "stream":
+            self.plan = StreamPlan(self.train_shards, self.scales, patch, batch_size, seed, turn, settings)
+        else:
+            heights, widths = [image.height for image in images], [image.width for image in images]
+            self.plan = Plan(heights, widths, self.scales, patch, batch_size, seed, turn)
         for shards in (*self.val_shards, *self.test_shards):
             for image in shards.samples:
                 for scale in self.val_scales:
                     check_size(image.height, image.width, scale, image.key)
+        self.stream: Stream[Windows] | None = None
         self._store: LumaStore | None = None
         self._pictures: dict[str, list[Picture]] = {}
 
     def load(self) -> None:
-        """Decode everything now. Raises InputError for damaged shards or images."""
+        """Decode everything now, but for a stream. Raises InputError for damaged or missing shards or images."""
         for shards in [*self.val_shards, *self.test_shards]:
             self.pictures(shards)
-        _ = self.store
+        if isinstance(self.plan, StreamPlan):
+            self.source.check(self.train_shards)
+        else:
+            _ = self.store
 
     def pictures(self, shards: ShardSet) -> list[Picture]:
         """The decoded images of a benchmark, kept for the next validation."""
@@ -214,15 +261,24 @@ class SuperResolutionData(pl.LightningDataModule):
             self._store = LumaStore([luma(picture.pixels) for picture in load_pictures(self.train_shards)])
         return self._store
 
-    def train_dataloader(self) -> DataLoader[list[Crops]]:
+    def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
         if self.batch_size % ranks:
             raise InputError(f"data.batch_size={self.batch_size} does not divide among {ranks} ranks")
         share = self.batch_size // ranks
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        steps = Steps(self.plan, start, range(rank * share, (rank + 1) * share))
-        return DataLoader(steps, batch_size=None, collate_fn=_as_it_is)
+        samples = range(rank * share, (rank + 1) * share)
+        if isinstance(self.plan, StreamPlan):
+            source, cut = dataclasses.replace(self.source), partial(_cut, patch=self.patch)
+            self.stream = Stream(self.plan, source, samples, rank, ranks, start, cut, _merge)
+            workers = self.plan.settings.workers
+            return DataLoader(
+                self.stream, batch_size=None, collate_fn=_as_it_is, num_workers=workers, worker_init_fn=guard
+            )
+        store = self.store.to(self.trainer.strategy.root_device)
+        batches = Batches(self.plan, store, self.patch, start, samples)
+        return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader[Picture]:
         return self._benchmark(self.val_shards)
@@ -237,12 +293,23 @@ class SuperResolutionData(pl.LightningDataModule):
         return DataLoader(dealt, batch_size=None, collate_fn=_as_it_is)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Training: cut and degrade the crops where the pixels live. Benchmarks: hand the picture on."""
-        if isinstance(batch, Picture):
+        """Degrade a stream's windows; other batches are made where the pixels live, or moved scale by scale."""
+        if isinstance(batch, Exception):
+            raise batch  # a worker's
+        if not isinstance(batch, list):
             return batch
-        store = self.store.to(device)
-        pairs = [pair(store.windows(crops, self.patch), self.patch) for crops in batch]
-        return Pair(torch.cat([pair.ilr for pair in pairs]), torch.cat([pair.hr for pair in pairs]))
+        moved = [Windows(windows.scale, *(column.to(device) for column in windows[1:])) for windows in batch]
+        pairs = [pair(windows, self.patch) for windows in moved]
+        return Pair(*map(torch.cat, zip(*pairs, strict=True)))
+
+    @property
+    def retries(self) -> int:
+        """How often this rank had to ask for a shard or an index again."""
+        return self.source.retried + (int(self.stream.retries.sum()) if self.stream else 0)
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.retries:
+            log.info("data: %d %s of shards", self.retries, "retry" if self.retries == 1 else "retries")
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -37,6 +37,7 @@ def evaluate(cfg: DictConfig) -> list[benchmark.Row]:
         raise InputError(f"accelerator={cfg.accelerator}: there are auto, cpu and cuda")
     if not isinstance(cfg.pictures, int):
         raise InputError(f"pictures={cfg.pictures}: give a whole number")
+    hardware.exact()
     device = torch.device("cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     network = net.Bicubic() if model else weights.load(Path(cfg.weights))
     network = net.channels_last(network.to(device).eval())

@@ -15,6 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
@@ -36,10 +37,9 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
-warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
 
 WEIGHTS = "weights.safetensors"
-SIZELESS = ("paths", "logger")  # what may differ between two runs of the same experiment
+INCIDENTAL = ("paths", "logger")  # what may differ between two runs of the same experiment
 
 
 def run(cfg: DictConfig) -> float:
@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> float:
     hydra_config = HydraConfig.get()
     _check_launch(cfg, hydra_config.mode == RunMode.MULTIRUN)
     run_dir = Path(os.path.relpath(hydra_config.runtime.output_dir))  # short in every message
-    torch.set_float32_matmul_precision("highest")
+    hardware.exact()
     _check_numbers(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     folders = (cfg.data.train, *cfg.data.val, *(cfg.data.test or []))
@@ -79,6 +79,7 @@ def run(cfg: DictConfig) -> float:
         patches_per_epoch=data.plan.patches,
         batch_size=data.batch_size,
         log_every=cfg.trainer.log_every_n_steps,
+        compile=torch.cuda.is_available() if cfg.trainer.compile == "auto" else cfg.trainer.compile,
     )
     recorder = Recorder(run_dir / records.FILE, record)
     loggers: list[Logger] = []
@@ -115,14 +116,14 @@ def _train(
     """Fit from wherever the run stands, test, and leave weights and a complete record."""
     last = run_dir / "checkpoints" / "last.ckpt"
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True))
-    checkpoint_every = settings.pop("checkpoint_every")
-    validations = settings.pop("validations")
+    checkpoint_every, validations = settings.pop("checkpoint_every"), settings.pop("validations")
+    settings.pop("compile")  # the task's
     settings["precision"] = hardware.precision(settings["precision"])
     trainer = _trainer(
         **settings,
         max_epochs=-1,  # max_steps ends a run; epochs are counted in patches
         # in batches, of which a step accumulates several
-        val_check_interval=max(1, settings["max_steps"] // max(1, validations)) * settings["accumulate_grad_batches"],
+        val_check_interval=max(1, settings["max_steps"] // validations) * settings["accumulate_grad_batches"],
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the plan deals samples out itself
@@ -158,9 +159,9 @@ def _train(
         "left_bicubic": left_bicubic(task),
         "patches_per_second": _median([p["patches_per_second"] for p in record["curve"] if "patches_per_second" in p]),
     }
-    if not record["left_bicubic"]:
-        log.warning("this run did not leave bicubic behind (%+.3f dB): see the record's curve", task.gain)
     if trainer.is_global_zero:
+        if not record["left_bicubic"]:
+            log.warning("this run did not leave bicubic behind (%+.3f dB): see the record's curve", task.gain)
         weights.save(
             task.net,
             run_dir / WEIGHTS,
@@ -229,7 +230,7 @@ def _earlier(run_dir: Path, record: records.Record) -> records.Record | None:
     earlier = records.read(path)
     if "data" not in earlier:
         return None  # it failed before it had any
-    old, new = ({k: v for k, v in r["config"].items() if k not in SIZELESS} for r in (earlier, record))
+    old, new = ({k: v for k, v in r["config"].items() if k not in INCIDENTAL} for r in (earlier, record))
     changes = records.differences(old | {"data sets": earlier["data"]}, new | {"data sets": record["data"]})
     if changes:
         text = ", ".join(f"{key}: {a} → {b}" for key, (a, b) in list(changes.items())[:3])
@@ -247,6 +248,8 @@ def _check_numbers(cfg: DictConfig) -> None:
             raise InputError(f"{key}={value}: give a whole number, {bound} or more")
     if not isinstance(cfg.optim.lr, (int, float)) or not cfg.optim.lr > 0:
         raise InputError(f"optim.lr={cfg.optim.lr}: give a number above 0")
+    if cfg.trainer.compile not in ("auto", True, False):
+        raise InputError(f"trainer.compile={cfg.trainer.compile}: there are auto, true and false")
     if not cfg.data.train:
         raise InputError("data.train has no value: name a prepared folder")
 
@@ -262,6 +265,7 @@ def _check_launch(cfg: DictConfig, sweeping: bool) -> None:
         )
 
 
+@rank_zero_only
 def _show(record: records.Record, run_dir: Path, trackers: list[str]) -> None:
     console = Console()
     console.print(tables.benchmark(record))

@@ -1,11 +1,16 @@
 """What this machine is, and what precision it is fast in."""
 
+import logging
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 
 def precision(setting: str) -> str:
@@ -15,6 +20,32 @@ def precision(setting: str) -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def exact() -> None:
+    """Make float32 mean float32: by default CUDA's convolutions round their inputs to TF32's 10 bits."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network's forward through torch.compile; as it is, with one line, where that cannot be had."""
+    from torch._dynamo.exc import TorchDynamoException  # a second of import that only this needs
+
+    eager: Callable[[Tensor], Tensor] = net.forward
+    # CUDA graphs: at batch 64 a step is shorter than the calls that launch it
+    forward = torch.compile(eager, mode="reduce-overhead" if torch.cuda.is_available() else "default")
+
+    def attempt(ilr: Tensor) -> Tensor:
+        nonlocal forward
+        try:
+            return forward(ilr)
+        except TorchDynamoException as error:
+            log.warning("torch.compile cannot be had here (%s); going on without", str(error).splitlines()[0])
+            forward = eager
+            return eager(ilr)
+
+    return attempt
 
 
 def describe() -> dict[str, Any]:

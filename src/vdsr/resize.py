@@ -6,6 +6,7 @@ crop. Everything is kept on a grid where high and low resolution pixels meet: fo
 p HR pixels are q LR pixels.
 """
 
+import functools
 import math
 from fractions import Fraction
 from typing import Any
@@ -36,6 +37,7 @@ def parse_scale(scale: Any) -> float:
     return value
 
 
+@functools.lru_cache(maxsize=64)  # asked for several times a step
 def ratio(scale: float) -> Fraction:
     """The scale as the fraction p/q: p HR pixels cover q LR pixels. Raises ValueError, see `parse_scale`."""
     fraction = Fraction(scale).limit_denominator(LARGEST_DENOMINATOR)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vdsr import hardware
 from vdsr.benchmark import restore
 from vdsr.checkpoints import SPEC
 from vdsr.clip import Clip, gradient_figures
@@ -30,6 +31,7 @@ class SuperResolution(pl.LightningModule):
 
     net: any ILR → HR module with `spec()`. optimiser: parameters → Optimizer. schedule: Optimizer →
     LRScheduler, stepped once a training step. clip: gradient clipping, called with the current γ.
+    compile: train through torch.compile; scoring never does, as each image would be compiled anew.
     scales: what to score at. log_every: steps between two logged points; nothing synchronises in between.
     """
 
@@ -43,9 +45,11 @@ class SuperResolution(pl.LightningModule):
         patches_per_epoch: int,
         batch_size: int,
         log_every: int = 10,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.net, self.optimiser, self.schedule, self.clip = net, optimiser, schedule, clip
+        self._train_forward = hardware.compiled(net) if compile else net.forward
         self.scales, self.log_every = tuple(scales), log_every
         self.epochs_per_step = batch_size / patches_per_epoch
         self.scores: dict[Benchmark, Score] = {}  # the last validation's or test's
@@ -59,7 +63,7 @@ class SuperResolution(pl.LightningModule):
         return out
 
     def training_step(self, batch: Pair, batch_idx: int) -> Tensor:
-        sr = self.net(batch.ilr)
+        sr = self._train_forward(batch.ilr)
         loss = (sr - batch.hr).square().sum() / (2 * len(batch.hr))
         if self.logs_this_step:
             self.log("train/loss", loss.detach(), prog_bar=True)

@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from vdsr.colour import luma
-from vdsr.data import LumaStore, Pair, Pictures, Steps, SuperResolutionData, load_pictures, pair, parse_scales
+from vdsr.data import Batches, LumaStore, Pair, Pictures, SuperResolutionData, load_pictures, pair, parse_scales
 from vdsr.errors import InputError
 from vdsr.plan import Crops, Plan
 from vdsr.resize import degrade, modcrop
@@ -42,7 +43,11 @@ def module(sets, **changes):
 
 def on_rank(data, rank=0, ranks=1, step=0, accumulate=1):
     data.trainer = SimpleNamespace(
-        world_size=ranks, global_rank=rank, global_step=step, accumulate_grad_batches=accumulate
+        world_size=ranks,
+        global_rank=rank,
+        global_step=step,
+        accumulate_grad_batches=accumulate,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     return data
 
@@ -92,13 +97,12 @@ def test_a_patch_as_large_as_its_picture(noise):
 
 def test_a_batch_holds_what_the_plan_says(sets):
     data = on_rank(module(sets))
-    step = next(iter(data.train_dataloader()))
-    pair = data.transfer_batch_to_device(step, torch.device("cpu"), 0)
-    assert isinstance(pair, Pair)
-    assert pair.hr.shape == pair.ilr.shape == (8, 1, 24, 24)
+    made = next(iter(data.train_dataloader()))
+    assert isinstance(made, Pair)
+    assert made.hr.shape == made.ilr.shape == (8, 1, 24, 24)
     pictures = [luma(picture.pixels) for picture in load_pictures(data.train_shards)]
     samples = [(crop.scale, *row) for crop in data.plan.step(0) for row in zip(*crop[1:], strict=True)]
-    for (scale, image, top, left, turns), ilr, hr in zip(samples, *pair, strict=True):
+    for (scale, image, top, left, turns), ilr, hr in zip(samples, *made, strict=True):
         expected = [turned(a[top : top + 24, left : left + 24], turns) for a in whole(pictures[image], scale)]
         assert abs(ilr[0].numpy() - expected[0]).max() < 2e-5
         assert abs(hr[0].numpy() - expected[1]).max() < 1e-7
@@ -106,26 +110,26 @@ def test_a_batch_holds_what_the_plan_says(sets):
 
 def test_ranks_share_a_batch(sets):
     halves = [next(iter(on_rank(module(sets), rank, 2).train_dataloader())) for rank in (0, 1)]
-    together = module(sets).plan.step(0)
-    for j, crop in enumerate(together):
-        for field in ("image", "top", "left", "turns"):
-            joined = np.concatenate([getattr(half[j], field) for half in halves])
-            assert np.array_equal(joined, getattr(crop, field))
+    together = next(iter(on_rank(module(sets)).train_dataloader()))
+    for plane in (0, 1):
+        shared = [patch.numpy().tobytes() for half in halves for patch in half[plane]]
+        assert sorted(shared) == sorted(patch.numpy().tobytes() for patch in together[plane])
 
 
 def test_a_continued_run_begins_where_it_stopped(sets):
-    data = on_rank(module(sets), step=3, accumulate=2)
-    first = next(iter(data.train_dataloader()))
-    assert np.array_equal(first[0].image, data.plan.step(6)[0].image)
-    assert np.array_equal(first[0].turns, data.plan.step(6)[0].turns)
+    whole_run = itertools.islice(on_rank(module(sets)).train_dataloader(), 6, 9)
+    continued = on_rank(module(sets), step=3, accumulate=2).train_dataloader()
+    for expected, found in zip(whole_run, continued, strict=False):
+        assert torch.equal(expected.ilr, found.ilr)
+        assert torch.equal(expected.hr, found.hr)
 
 
-def test_steps_never_end_and_can_be_read_again(noise):
-    plan = Plan([40], [40], [2], 20, 2, 0)
-    steps = Steps(plan, 5, range(2))
+def test_batches_never_end_and_can_be_read_again(noise):
+    plan, store = Plan([40], [40], [2], 20, 2, 0), LumaStore([noise(0, 40, 40)])
+    batches = Batches(plan, store, 20, 5, range(2))
     for _ in range(2):
-        found = [crop[0].left.tolist() for crop, _ in zip(steps, range(9), strict=False)]
-        assert found == [plan.step(step)[0].left.tolist() for step in range(5, 14)]
+        for step, made in zip(range(5, 150), batches, strict=False):  # past the first steps made together
+            assert torch.equal(made.hr, cut(store, plan.step(step)[0], 20).hr)
 
 
 def test_benchmark_pictures_are_dealt_out_to_the_ranks(sets):

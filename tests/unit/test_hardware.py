@@ -1,9 +1,12 @@
 import os
+import shutil
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from vdsr import hardware
+from vdsr.net import VDSR
 
 
 def test_a_precision_that_is_named_is_taken():
@@ -34,3 +37,25 @@ def test_the_machine_is_described(monkeypatch):
     assert (found["cores"], found["threads"]) == (os.cpu_count(), torch.get_num_threads())
     assert found["gpus"] == ["GPU 0", "GPU 1"]
     assert found["cpu"]
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(monkeypatch, caplog):
+    def fails(*_, **__):
+        raise TorchDynamoException("no C++ compiler\nlong story")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    net = VDSR(3, 4)
+    forward, ilr = hardware.compiled(net), torch.rand(1, 1, 9, 9)
+    for _ in range(2):
+        assert torch.equal(forward(ilr), net(ilr))
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile cannot be had here (no C++ compiler); going on without"
+    ]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+def test_a_compiled_network_is_the_same():
+    net = VDSR(3, 4)
+    ilr = torch.rand(2, 1, 9, 9)
+    assert torch.allclose(hardware.compiled(net)(ilr), net(ilr), atol=1e-6)

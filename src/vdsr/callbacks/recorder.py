@@ -27,6 +27,7 @@ class Recorder(pl.Callback):
         self.path, self.record = path, record
         self.record |= {"status": "running", "curve": [], "validations": [], "seconds": 0.0, "steps": 0}
         self._began = time.perf_counter()
+        self.record["cpu_seconds_to_first_step"] = None
         self._seen = 0  # the last step, which several accumulated batches may belong to
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,6 +43,8 @@ class Recorder(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, SuperResolution)
+        if self.record["cpu_seconds_to_first_step"] is None:
+            self.record["cpu_seconds_to_first_step"] = time.process_time()
         new, self._seen = trainer.global_step != self._seen, trainer.global_step
         if not new or trainer.global_step % pl_module.log_every:
             return

@@ -1,0 +1,138 @@
+"""The training step: plain eager, bare bf16, and inside Trainer.fit with data and logging."""
+
+import functools
+import logging
+import statistics
+import time
+import warnings
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from measure import in_turns
+from torch import Tensor, nn
+
+from vdsr import hardware
+from vdsr.clip import Adjustable
+from vdsr.data import Batches, Pair, SuperResolutionData
+from vdsr.net import VDSR, channels_last
+from vdsr.schedule import drops
+from vdsr.task import SuperResolution
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", module="pytorch_lightning")
+
+PATCH = 41
+LOG_EVERY = 20  # as conf/trainer/default.yaml has it
+
+
+def flops(depth: int, width: int = 64) -> float:
+    """Floating point operations of one training step for one patch: forward, and twice that backward."""
+    weights = 9 * (width + (depth - 2) * width**2 + width)
+    return 3 * 2 * weights * PATCH**2
+
+
+def batch(size: int) -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    return Pair(*torch.rand(2, size, 1, PATCH, PATCH, generator=generator).unbind(0))
+
+
+class Plain:
+    """The reference: what one would write first. Eager, fp32, NCHW, the same network, clip and SGD."""
+
+    def __init__(self, depth: int) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(1, 64, 3, padding=1), nn.ReLU()]
+        for _ in range(depth - 2):
+            layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Conv2d(64, 1, 3, padding=1))
+        self.optimiser = torch.optim.SGD(self.net.parameters(), 1e-6, momentum=0.9, weight_decay=1e-4)
+
+    def step(self, batch: Pair) -> None:
+        loss = (self.forward(batch.ilr) - batch.hr).square().sum() / (2 * len(batch.hr))
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_value_(self.net.parameters(), 100.0)
+        self.optimiser.step()
+
+    def forward(self, ilr: Tensor) -> Tensor:
+        out: Tensor = ilr + self.net(ilr)
+        return out
+
+
+class Bare(Plain):
+    """Our network in bf16 autocast and channels_last, with nothing around it."""
+
+    def __init__(self, depth: int, precision: torch.dtype = torch.bfloat16) -> None:
+        self.net = channels_last(VDSR(depth))
+        self.precision = precision
+        self.optimiser = torch.optim.SGD(self.net.parameters(), 1e-6, momentum=0.9, weight_decay=1e-4)
+
+    def forward(self, ilr: Tensor) -> Tensor:
+        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+            out: Tensor = self.net(ilr)
+        return out
+
+
+class _Clock(pl.Callback):
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.times.append(time.perf_counter())
+
+
+def fit(depth: int, data: SuperResolutionData, steps: int) -> float:
+    """Seconds per step of Trainer.fit as a run has it: loading, degradation, clip, logging."""
+    task = SuperResolution(
+        net=channels_last(VDSR(depth)),
+        optimiser=functools.partial(torch.optim.SGD, lr=1e-6, momentum=0.9, weight_decay=1e-4),
+        schedule=functools.partial(drops, steps=steps, number=3, factor=0.1),
+        clip=Adjustable(1e-4),
+        scales=data.scales,
+        patches_per_epoch=data.plan.patches,
+        batch_size=data.batch_size,
+        log_every=LOG_EVERY,
+    )
+    clock = _Clock()
+    trainer = pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        precision=hardware.precision("auto"),  # type: ignore[arg-type]
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[clock],
+    )
+    trainer.fit(task, datamodule=data)
+    # a logged step in each window, and no first step
+    windows = zip(clock.times, clock.times[LOG_EVERY:], strict=False)
+    return statistics.median((end - start) / LOG_EVERY for start, end in windows)
+
+
+def steps_beside_each_other(depth: int, size: int, data: SuperResolutionData, rounds: int) -> dict[str, float]:
+    """Seconds per step: plain, bare and fit, in turns."""
+    fixed, plain, bare = batch(size), Plain(depth), Bare(depth)
+    found: dict[str, list[float]] = {"plain": [], "bare": [], "fit": []}
+    plain.step(fixed)
+    for _ in range(rounds):
+        found["plain"].append(in_turns({"plain": lambda: plain.step(fixed)}, 1)["plain"])
+        before = in_turns({"bare": lambda: bare.step(fixed)}, 10)["bare"]
+        found["fit"].append(fit(depth, data, LOG_EVERY + 6))
+        after = in_turns({"bare": lambda: bare.step(fixed)}, 10)["bare"]
+        found["bare"].append((before + after) / 2)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def loading(data: SuperResolutionData, rounds: int) -> dict[str, float]:
+    """Seconds per batch: the plan and the windows alone, and with their degradation."""
+    steps = iter(range(10**9))
+
+    batches = iter(Batches(data.plan, data.store, PATCH, 0, range(data.batch_size)))
+
+    def windows() -> list[Any]:
+        return [data.store.windows(crops, PATCH) for crops in data.plan.step(next(steps))]
+
+    return in_turns({"loading": windows, "loading and degradation": lambda: next(batches)}, rounds)

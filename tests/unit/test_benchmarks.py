@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import inference
+    import measure
+    import processes
+    import training
+
+    return {"inference": inference, "measure": measure, "processes": processes, "training": training}
+
+
+def test_a_training_step_of_the_paper_is_429_gigaflop(modules):
+    assert modules["training"].flops(20) * 64 == pytest.approx(429e9, rel=0.002)
+
+
+def test_work_is_timed_in_turns(modules):
+    called = []
+    seconds = modules["measure"].in_turns({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3)
+    assert called == ["a", "b"] * 4  # once to warm up
+    assert all(0 <= value < 0.1 for value in seconds.values())
+
+
+def test_plain_and_bare_steps_are_the_same_training(modules):
+    """What is compared must compute the same: one step from the same weights, in fp32."""
+    import torch
+
+    training = modules["training"]
+    plain, bare = training.Plain(4), training.Bare(4, torch.float32)
+    bare.net.body.load_state_dict(plain.net.state_dict())
+    batch = training.batch(3)
+    plain.step(batch)
+    bare.step(batch)
+    for name, tensor in plain.net.state_dict().items():
+        assert torch.allclose(tensor, bare.net.body.state_dict()[name], atol=1e-6)
+
+
+def test_generated_images_can_be_prepared(modules, tmp_path):
+    source = modules["processes"].images(tmp_path / "images", 3, side=64)
+    assert modules["processes"].prepare(tmp_path, source, "made") > 0
+    assert (tmp_path / "data/made/index.json").exists()
+
+
+def test_the_benchmark_explains_itself():
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "bench.py", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--quick" in done.stdout
