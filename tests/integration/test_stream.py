@@ -107,9 +107,12 @@ def module(sets, train, workers=2, **settings):
 
 def patches(data, steps):
     """All patches of some steps, as training gets them."""
-    batches = itertools.islice(data.train_dataloader(), steps)
+    loader = iter(data.train_dataloader())
     move = functools.partial(data.transfer_batch_to_device, device=torch.device("cpu"), dataloader_idx=0)
-    return torch.cat([move(batch).hr for batch in batches])
+    try:
+        return torch.cat([move(batch).hr for batch in itertools.islice(loader, steps)])
+    finally:  # an error would keep it until some later test
+        getattr(loader, "_shutdown_workers", lambda: None)()
 
 
 # --- over HTTP ---

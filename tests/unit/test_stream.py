@@ -55,6 +55,14 @@ def module(sets, photos, rank=0, ranks=1, step=0, accumulate=1, **changes):
     return data
 
 
+def first_pair(data):
+    loader = iter(data.train_dataloader())
+    try:
+        return data.transfer_batch_to_device(next(loader), torch.device("cpu"), 0)
+    finally:  # an error would keep it until some later test
+        getattr(loader, "_shutdown_workers", lambda: None)()
+
+
 def take(batches, count):
     return list(itertools.islice(batches, count))
 
@@ -210,8 +218,7 @@ def test_windows_are_those_that_memory_cuts(sets, photos):
 
 def test_windows_become_patches_on_the_device(sets, photos):
     data = module(sets, photos)
-    (batch,) = take(data.train_dataloader(), 1)
-    made = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    made = first_pair(data)
     assert isinstance(made, Pair)
     assert made.ilr.shape == made.hr.shape == (12, 1, PATCH, PATCH)
     assert 0 < (made.ilr - made.hr).abs().mean() < 0.3
@@ -343,7 +350,7 @@ def test_a_shard_that_changed_ends_the_run_in_one_line(tmp_path, sets, photos, w
     cache = str(tmp_path / "cache") if cached else None
     data = module(sets, mine, stream={"workers": workers, "cache": cache})
     with pytest.raises(InputError, match=r"photos-0000\d.tar.* its SHA-256 .*; prepare it again") as caught:
-        data.transfer_batch_to_device(next(iter(data.train_dataloader())), torch.device("cpu"), 0)
+        first_pair(data)
     assert "\n" not in str(caught.value)
     assert not cached or list((tmp_path / "cache").iterdir()) == []
 
@@ -352,7 +359,7 @@ def test_disk_errors_of_a_worker_arrive_as_they_are(tmp_path, sets, photos):
     (tmp_path / "file").write_text("")
     data = module(sets, photos, stream={"workers": 1, "cache": str(tmp_path / "file" / "cache")})
     with pytest.raises(NotADirectoryError, match="cache"):
-        data.transfer_batch_to_device(next(iter(data.train_dataloader())), torch.device("cpu"), 0)
+        first_pair(data)
 
 
 def test_a_picture_of_another_size_than_the_index_says(tmp_path, sets, photos):
@@ -363,7 +370,7 @@ def test_a_picture_of_another_size_than_the_index_says(tmp_path, sets, photos):
     (mine.root / "index.json").write_text(json.dumps(index))
     data = module(sets, ShardSet.open(mine.root))
     with pytest.raises(InputError, match=r"photos-0000\d.tar: photos-p\d\d is not of the size its index says"):
-        data.transfer_batch_to_device(next(iter(data.train_dataloader())), torch.device("cpu"), 0)
+        first_pair(data)
 
 
 @pytest.mark.parametrize("content", [b"no tar at all" * 100, b""])
