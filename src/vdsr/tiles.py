@@ -19,10 +19,12 @@ def upscale(net: nn.Module, ilr: Tensor, tile: int = TILE) -> Tensor:
     if radius == 0 or max(height, width) <= tile:
         return net(ilr)
     sr = torch.empty_like(ilr)
+    side = tile + 2 * radius  # one size for all: the convolution library keeps memory for each that it meets
     for top in range(0, height, tile):
         for left in range(0, width, tile):
-            first_row, first_column = max(0, top - radius), max(0, left - radius)
-            part = net(ilr[..., first_row : top + tile + radius, first_column : left + tile + radius])
+            first_row = max(0, min(top - radius, height - side))
+            first_column = max(0, min(left - radius, width - side))
+            part = net(ilr[..., first_row : first_row + side, first_column : first_column + side])
             row, column = top - first_row, left - first_column
             sr[..., top : top + tile, left : left + tile] = part[..., row : row + tile, column : column + tile]
     return sr
