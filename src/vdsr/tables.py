@@ -28,7 +28,7 @@ def scores(rows: Sequence[Row], title: str, images: bool = False) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("set")
     if images:
-        table.add_column("image")
+        table.add_column("image", overflow="fold")  # never cut short: names are to be looked up
     table.add_column("scale", justify="right")
     for column in ("PSNR", "SSIM", "bicubic PSNR", "SSIM", "gain (dB)"):
         table.add_column(column, justify="right")

