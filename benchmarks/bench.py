@@ -78,6 +78,9 @@ def measure_all(folder: Path, train: str | None, rounds: int, quick: bool) -> tu
             figures.append(
                 ("bare step's share of the bf16 peak, D = 20", work / step["bare"] / peaks["bf16"], ">=", 0.75)
             )
+            if torch.cpu._is_amx_tile_supported():
+                share = training.share_of_peak_without_amx(depth, size, rounds)
+                figures.append(("the same with AVX512-BF16 alone, AMX off", share, ">=", 0.75))
         figures.append(
             (f"Trainer.fit against the bare step, D = {depth}, batch {size}", step["bare"] / step["fit"], ">=", bound)
         )
@@ -114,7 +117,12 @@ def measure_all(folder: Path, train: str | None, rounds: int, quick: bool) -> tu
     say("scaling")
     details["patches/s by depth, batch 64"] = {d: _patches(d, 64) for d in (5, 8, 10, 15, 20)}
     details["patches/s by batch, D = 10"] = {size: _patches(10, size) for size in (16, 32, 64, 128, 256)}
-    for name in ("patches/s by depth, batch 64", "patches/s by batch, D = 10"):
+    say("streams")
+    streams = {count: processes.stream(folder, count) for count in (291, 10_000)}
+    details["patches/s from a stream, by images"] = {count: rate for count, (rate, _) in streams.items()}
+    details["peak memory of a stream (MB), by images"] = {count: memory for count, (_, memory) in streams.items()}
+    figures.append(("memory of a stream, 10,000 images against 291", streams[10_000][1] / streams[291][1], "<=", 1.1))
+    for name in [name for name in details if "by" in name.split()]:
         Console().print(_table(name, details[name]))  # type: ignore[arg-type]
     return figures, details
 

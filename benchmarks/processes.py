@@ -88,3 +88,19 @@ def patches_per_second(folder: Path, ranks: int, steps: int) -> float:
     if any(statuses):
         raise SystemExit(f"error: training on {ranks} ranks failed")
     return record(folder, name)["patches_per_second"]
+
+
+def stream(folder: Path, count: int) -> tuple[float, float]:
+    """Training from a stream of `count` generated images, each visited once: patches/s, and the peak memory in MB
+    of its largest process."""
+    name = f"stream{count}"
+    prepare(folder, images(folder / f"images{count}", count, side=128), name)
+    steps = count * 16 // 64  # data.stream.crops at each visit, in batches of 64
+    overrides = ["data.mode=stream", f"data.train=data/{name}", "data.batch_size=64", "model.depth=2", "model.width=1"]
+    overrides += [f"trainer.max_steps={steps}", "trainer.validations=1", "data.val_scales=[4]"]
+    run = [str(ROOT / "src/train.py"), f"name={name}", "logger=none", f"hydra.run.dir=runs/{name}", *overrides]
+    process = subprocess.Popen([sys.executable, *run], cwd=folder, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"error: streaming {count} images failed")
+    return float(record(folder, name)["patches_per_second"]), usage.ru_maxrss / 1e3

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
+warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a login node is for trying things out
 
 WEIGHTS = "weights.safetensors"
 INCIDENTAL = ("paths", "logger")  # what may differ between two runs of the same experiment
@@ -79,6 +80,7 @@ def run(cfg: DictConfig) -> float:
         patches_per_epoch=data.plan.patches,
         batch_size=data.batch_size,
         log_every=cfg.trainer.log_every_n_steps,
+        chunk=hardware.chunk(cfg.trainer.chunk),
         compile=torch.cuda.is_available() if cfg.trainer.compile == "auto" else cfg.trainer.compile,
     )
     recorder = Recorder(run_dir / records.FILE, record)
@@ -117,7 +119,8 @@ def _train(
     last = run_dir / "checkpoints" / "last.ckpt"
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True))
     checkpoint_every, validations = settings.pop("checkpoint_every"), settings.pop("validations")
-    settings.pop("compile")  # the task's
+    for key in ("compile", "chunk"):
+        settings.pop(key)  # the task's
     settings["precision"] = hardware.precision(settings["precision"])
     trainer = _trainer(
         **settings,
@@ -248,6 +251,8 @@ def _check_numbers(cfg: DictConfig) -> None:
             raise InputError(f"{key}={value}: give a whole number, {bound} or more")
     if not isinstance(cfg.optim.lr, (int, float)) or not cfg.optim.lr > 0:
         raise InputError(f"optim.lr={cfg.optim.lr}: give a number above 0")
+    if cfg.trainer.chunk not in ("auto", None) and not (isinstance(cfg.trainer.chunk, int) and cfg.trainer.chunk > 0):
+        raise InputError(f"trainer.chunk={cfg.trainer.chunk}: give auto, null for all, or a whole number above 0")
     if cfg.trainer.compile not in ("auto", True, False):
         raise InputError(f"trainer.compile={cfg.trainer.compile}: there are auto, true and false")
     if not cfg.data.train:

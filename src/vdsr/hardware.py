@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,24 @@ def compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
             return eager(ilr)
 
     return attempt
+
+
+def chunk(setting: str | int | None) -> int | None:
+    """How many patches go through the network together; `auto` is 16 on a CPU, and all (None) on a GPU.
+
+    The features of 16 patches stay in a core's cache from layer to layer: a bf16 step at D = 20 on two cores with AMX
+    is 1.17 times as fast at batch 64, 1.9 times at 256.
+    """
+    if setting == "auto":
+        return None if torch.cuda.is_available() else 16
+    return cast("int | None", setting)
+
+
+def in_chunks(forward: Callable[[Tensor], Tensor], batch: Tensor, size: int | None) -> Tensor:
+    """`forward` of a batch (B, …), `size` of it at a time; gradients then flow back by the chunk too."""
+    if size is None or len(batch) <= size:
+        return forward(batch)
+    return torch.cat([forward(part) for part in batch.split(size)])
 
 
 def describe() -> dict[str, Any]:

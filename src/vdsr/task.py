@@ -31,6 +31,7 @@ class SuperResolution(pl.LightningModule):
 
     net: any ILR → HR module with `spec()`. optimiser: parameters → Optimizer. schedule: Optimizer →
     LRScheduler, stepped once a training step. clip: gradient clipping, called with the current γ.
+    chunk: how many patches go through the network together, None for all: see `hardware.chunk`.
     compile: train through torch.compile; scoring never does, as each image would be compiled anew.
     scales: what to score at. log_every: steps between two logged points; nothing synchronises in between.
     """
@@ -45,12 +46,13 @@ class SuperResolution(pl.LightningModule):
         patches_per_epoch: int,
         batch_size: int,
         log_every: int = 10,
+        chunk: int | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
         self.net, self.optimiser, self.schedule, self.clip = net, optimiser, schedule, clip
         self._train_forward = hardware.compiled(net) if compile else net.forward
-        self.scales, self.log_every = tuple(scales), log_every
+        self.scales, self.log_every, self.chunk = tuple(scales), log_every, chunk
         self.epochs_per_step = batch_size / patches_per_epoch
         self.scores: dict[Benchmark, Score] = {}  # the last validation's or test's
         self.scored_at = -1  # the step of that validation
@@ -63,7 +65,7 @@ class SuperResolution(pl.LightningModule):
         return out
 
     def training_step(self, batch: Pair, batch_idx: int) -> Tensor:
-        sr = self._train_forward(batch.ilr)
+        sr = hardware.in_chunks(self._train_forward, batch.ilr, self.chunk)
         loss = (sr - batch.hr).square().sum() / (2 * len(batch.hr))
         if self.logs_this_step:
             self.log("train/loss", loss.detach(), prog_bar=True)

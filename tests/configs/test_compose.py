@@ -101,7 +101,7 @@ def test_data_that_has_to_be_named():
 
 
 def test_optimisers():
-    assert options("optim") == {"sgd"}
+    assert options("optim") == {"sgd", "adam"}
     optimiser, _ = optimised(composed("optim=sgd"))
     assert isinstance(optimiser, torch.optim.SGD)
     (group,) = optimiser.param_groups
@@ -109,11 +109,25 @@ def test_optimisers():
     assert (group["nesterov"], group["dampening"]) == (False, 0)
 
 
+def test_adam_takes_one_cycle_over_the_steps():
+    optimiser, schedule = optimised(composed("optim=adam", "optim.lr=0.002", "trainer.max_steps=100"))
+    assert isinstance(optimiser, torch.optim.Adam)
+    rates = []
+    for _ in range(100):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.002, rel=0.02)
+    assert 3 <= rates.index(max(rates)) <= 6
+    assert rates[0] < 1e-4
+    assert rates[-1] < 1e-5
+
+
 @pytest.mark.parametrize("option", ["default"])
 def test_trainers(option):
     assert options("trainer") == {"default"}
     settings = set(composed(f"trainer={option}").trainer)
-    ours = {"compile", "validations", "checkpoint_every"}
+    ours = {"chunk", "compile", "validations", "checkpoint_every"}
     assert settings - ours <= set(inspect.signature(pl.Trainer).parameters)
     assert "gradient_clip_val" not in settings  # clipping is the task's
 

@@ -59,3 +59,29 @@ def test_a_compiled_network_is_the_same():
     net = VDSR(3, 4)
     ilr = torch.rand(2, 1, 9, 9)
     assert torch.allclose(hardware.compiled(net)(ilr), net(ilr), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [None, 1, 3, 8, 99])
+def test_chunks_change_neither_outputs_nor_gradients(size):
+    torch.manual_seed(0)
+    net = VDSR(4, 8).double()
+    batch = torch.rand(8, 1, 12, 12, dtype=torch.float64)
+
+    def gradients(forward):
+        net.zero_grad()
+        out = forward(batch)
+        out.square().sum().backward()
+        return [out, *(parameter.grad.clone() for parameter in net.parameters())]
+
+    whole = gradients(net)
+    chunked = gradients(lambda batch: hardware.in_chunks(net, batch, size))
+    for a, b in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(False, 16), (True, None)])
+def test_auto_chunks_on_a_cpu_only(monkeypatch, gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert hardware.chunk("auto") == expected
+    assert hardware.chunk(5) == 5
+    assert hardware.chunk(None) is None
