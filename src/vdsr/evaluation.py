@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> list[benchmark.Row]:
     """
     model = cfg.get("model")  # without model= the group is not in the configuration
     if (cfg.weights is None) == (model is None):
-        raise InputError("give weights=FILE, or model=bicubic, and not both")
+        raise InputError("give weights=NAME or FILE, or model=bicubic, and not both")
     if model and model._target_ != "vdsr.net.Bicubic":
         raise InputError("an untrained network has no scores: give weights=FILE, or model=bicubic")
     if cfg.accelerator not in ("auto", "cpu", "cuda"):
@@ -39,7 +39,7 @@ def evaluate(cfg: DictConfig) -> list[benchmark.Row]:
         raise InputError(f"pictures={cfg.pictures}: give a whole number")
     hardware.exact()
     device = torch.device("cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-    network = net.Bicubic() if model else weights.load(Path(cfg.weights))
+    network = net.Bicubic() if model else weights.load(weights.find(cfg.weights))
     network = net.channels_last(network.to(device).eval())
     scales = parse_scales(cfg.scales, "scales")
     sets = [ShardSet.open(folder) for folder in _benchmarks(cfg)]

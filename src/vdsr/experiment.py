@@ -26,6 +26,7 @@ from vdsr.callbacks.pictures import Pictures
 from vdsr.callbacks.progress import ProgressBar
 from vdsr.callbacks.recorder import Recorder, left_bicubic, scores
 from vdsr.callbacks.throughput import Throughput
+from vdsr.checkpoint_io import Whole
 from vdsr.data import SuperResolutionData
 from vdsr.errors import InputError
 from vdsr.sample import ensure_sample
@@ -135,7 +136,7 @@ def _train(
         default_root_dir=run_dir,
         logger=loggers,
         callbacks=_callbacks(run_dir, data, recorder, checkpoint_every),
-        plugins=[checkpoints.Whole()],
+        plugins=[Whole()],
     )
     if last.exists():
         checkpoint = checkpoints.read(last)

@@ -16,6 +16,8 @@ from vdsr.checkpoints import SPEC
 from vdsr.errors import InputError
 
 FORMAT = 1
+FOLDER = Path(__file__).parents[2] / "weights"  # the networks that come with the repository
+DEFAULT = "vdsr-d20-x234"
 
 
 def save(net: nn.Module, path: Path, **metadata: Any) -> Path:
@@ -35,6 +37,25 @@ def save(net: nn.Module, path: Path, **metadata: Any) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def names() -> list[str]:
+    """The networks that come with the repository, by name."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def find(name: str | Path) -> Path:
+    """The file of a network that comes with the repository, by its name; any other file by its path.
+
+    Raises InputError for a name that there is not, with those that there are.
+    """
+    path = Path(name).expanduser()
+    if path.suffix or len(path.parts) > 1 or path.is_file():
+        return path
+    if path.name not in names():
+        there = ", ".join(names()) or "none yet"
+        raise InputError(f"no network named '{name}' (there are: {there}); give weights=FILE for one of yours")
+    return FOLDER / f"{name}.safetensors"
 
 
 def load(path: Path) -> nn.Module:

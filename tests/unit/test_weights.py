@@ -169,3 +169,37 @@ def test_a_pickle_is_never_executed(net, tmp_path, suffix, zipped):
 def test_the_sentinel_would_have_told(tmp_path):
     pickle.loads(pickle.dumps(Sentinel(tmp_path / "harmed"))).close()
     assert (tmp_path / "harmed").exists()
+
+
+# --- names ---
+
+
+@pytest.fixture
+def shipped(net, tmp_path, monkeypatch):
+    """A repository that comes with the networks `one` and `two`."""
+    monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
+    (tmp_path / "weights").mkdir()
+    for name in ("two", "one"):
+        weights.save(net, tmp_path / "weights" / f"{name}.safetensors")
+    return tmp_path / "weights"
+
+
+def test_a_network_that_comes_with_the_repository_is_found_by_name(shipped):
+    assert weights.names() == ["one", "two"]
+    assert weights.find("one") == shipped / "one.safetensors"
+
+
+@pytest.mark.parametrize("path", ["one.safetensors", "runs/one", "/a/b.ckpt"])
+def test_anything_else_is_a_path(shipped, path):
+    assert str(weights.find(path)) == path
+
+
+def test_a_file_of_that_name_goes_first(shipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").write_bytes(b"")
+    assert str(weights.find("one")) == "one"
+
+
+def test_a_name_that_there_is_not(shipped):
+    with pytest.raises(InputError, match=r"^no network named 'three' \(there are: one, two\); give weights=FILE"):
+        weights.find("three")
