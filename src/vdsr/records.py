@@ -42,7 +42,7 @@ def write_json(path: Path, content: Any) -> None:
 def read(path: Path) -> Record:
     """A run's record. Raises InputError when it is cut off, no record, or of a newer format."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(), parse_constant=lambda _: None)  # NaN is no figure
         fits = int(record["format"]) <= FORMAT
         if not isinstance(record["config"], dict):
             raise TypeError("config")
@@ -60,7 +60,7 @@ def read_all(folder: Path) -> list[Record]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ between two nested configurations: {key: (old, new)}."""
-    a, b = _flatten(old), _flatten(new)
+    a, b = flatten(old), flatten(new)
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
@@ -82,6 +82,22 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
             return None
         config = config[part]
     return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys; an empty mapping stays a value."""
+    if not isinstance(config, Mapping) or not config:
+        return {prefix.rstrip("."): config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.")
+    return flat
+
+
+def order(value: Any) -> tuple[bool, float, str]:
+    """Sorts swept values: numbers by size, then everything else by its text."""
+    number = isinstance(value, (int, float))
+    return not number, float(value) if number else 0.0, str(value)
 
 
 def provenance() -> Record:
@@ -115,15 +131,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, Mapping) or not config:
-        return {prefix.rstrip("."): config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.")
-    return flat
 
 
 def _finite(content: Any) -> Any:

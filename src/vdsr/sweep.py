@@ -55,7 +55,7 @@ def report(folder: Path) -> int:
     if not found:
         raise InputError(f"{folder}: no run left a record")
     keys = records.swept(found)
-    found.sort(key=lambda record: [_order(records.lookup(record["config"], key)) for key in keys])
+    found.sort(key=lambda record: [records.order(records.lookup(record["config"], key)) for key in keys])
     benchmarks = sorted({(name, scale) for r in found for name, s in r.get("metrics", {}).items() for scale in s})
     header = [
         *keys,
@@ -89,11 +89,6 @@ def report(folder: Path) -> int:
                 record.get("error", "not ended"),
             )
     return sum(record["status"] != "finished" for record in found)
-
-
-def _order(value: Any) -> tuple[bool, float, str]:
-    number = isinstance(value, (int, float))
-    return not number, float(value) if number else 0.0, str(value)
 
 
 def _psnr(record: dict[str, Any], name: str, scale: str) -> str:
