@@ -179,7 +179,7 @@ class SuperResolutionData(pl.LightningDataModule):
 
     train: shard folder of HR images, with mode=stream also its http(s) address; val, test: shard folders of
     benchmarks (`test` defaults to `val`).
-    scales: what to train and score at. patch: side of a training patch. batch_size: global, over all ranks.
+    scales: what to train at; val_scales: what to score at (`scales` if None), test_scales: in the final table. patch: side of a training patch. batch_size: global, over all ranks.
     Raises InputError for missing or damaged shards, an impossible scale, patch or batch; before training.
     """
 
@@ -190,6 +190,7 @@ class SuperResolutionData(pl.LightningDataModule):
         test: Sequence[str] | None = None,
         scales: Sequence[float] = (2, 3, 4),
         val_scales: Sequence[float] | None = None,
+        test_scales: Sequence[float] | None = None,
         patch: int = 41,
         batch_size: int = 64,
         turn: bool = True,
@@ -200,6 +201,7 @@ class SuperResolutionData(pl.LightningDataModule):
         super().__init__()
         self.scales = parse_scales(scales, "data.scales")
         self.val_scales = parse_scales(val_scales, "data.val_scales") if val_scales is not None else self.scales
+        self.test_scales = self.val_scales if test_scales is None else parse_scales(test_scales, "data.test_scales")
         for name, value in (("data.batch_size", batch_size), ("data.patch", patch)):
             if value < 1:
                 raise InputError(f"{name}={value}: must be at least 1")
@@ -230,9 +232,9 @@ class SuperResolutionData(pl.LightningDataModule):
         else:
             heights, widths = [image.height for image in images], [image.width for image in images]
             self.plan = Plan(heights, widths, self.scales, patch, batch_size, seed, turn)
-        for shards in (*self.val_shards, *self.test_shards):
-            for image in shards.samples:
-                for scale in self.val_scales:
+        for sets, scored in ((self.val_shards, self.val_scales), (self.test_shards, self.test_scales)):
+            for image in (image for shards in sets for image in shards.samples):
+                for scale in scored:
                     check_size(image.height, image.width, scale, image.key)
         self.stream: Stream[Windows] | None = None
         self._store: LumaStore | None = None

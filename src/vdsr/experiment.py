@@ -78,6 +78,7 @@ def run(cfg: DictConfig) -> float:
         schedule=hydra.utils.instantiate(cfg.optim.schedule),
         clip=hydra.utils.instantiate(cfg.clip),
         scales=data.val_scales,
+        test_scales=data.test_scales,
         patches_per_epoch=data.plan.patches,
         batch_size=data.batch_size,
         log_every=cfg.trainer.log_every_n_steps,
@@ -152,7 +153,8 @@ def _train(
         return
     trainer.save_checkpoint(last)
     best = max((point["psnr"] for point in record["validations"]), default=None)
-    if data.test_shards != data.val_shards or task.scored_at != trainer.global_step:
+    same = (data.test_shards, data.test_scales) == (data.val_shards, data.val_scales)
+    if not same or task.scored_at != trainer.global_step:
         trainer.test(task, datamodule=data, verbose=False, weights_only=True)
     record |= {
         "status": "finished",

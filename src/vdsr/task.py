@@ -33,7 +33,7 @@ class SuperResolution(pl.LightningModule):
     LRScheduler, stepped once a training step. clip: gradient clipping, called with the current γ.
     chunk: how many patches go through the network together, None for all: see `hardware.chunk`.
     compile: train through torch.compile; scoring never does, as each image would be compiled anew.
-    scales: what to score at. log_every: steps between two logged points; nothing synchronises in between.
+    scales: what to score at; test_scales: the same for the final table (`scales` if None). log_every: steps between two logged points; nothing synchronises in between.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class SuperResolution(pl.LightningModule):
         scales: Sequence[float],
         patches_per_epoch: int,
         batch_size: int,
+        test_scales: Sequence[float] | None = None,
         log_every: int = 10,
         chunk: int | None = None,
         compile: bool = False,
@@ -52,7 +53,9 @@ class SuperResolution(pl.LightningModule):
         super().__init__()
         self.net, self.optimiser, self.schedule, self.clip = net, optimiser, schedule, clip
         self._train_forward = hardware.compiled(net) if compile else net.forward
-        self.scales, self.log_every, self.chunk = tuple(scales), log_every, chunk
+        self.val_scales, self.test_scales = tuple(scales), tuple(test_scales or scales)
+        self.scales = self.val_scales  # of the validation or test under way
+        self.log_every, self.chunk = log_every, chunk
         self.epochs_per_step = batch_size / patches_per_epoch
         self.scores: dict[Benchmark, Score] = {}  # the last validation's or test's
         self.scored_at = -1  # the step of that validation
@@ -113,13 +116,14 @@ class SuperResolution(pl.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_start(self) -> None:
-        self._expect(self.trainer.datamodule.val_shards)  # type: ignore[attr-defined]
+        self._expect(self.trainer.datamodule.val_shards, self.val_scales)  # type: ignore[attr-defined]
 
     def on_test_epoch_start(self) -> None:
-        self._expect(self.trainer.datamodule.test_shards)  # type: ignore[attr-defined]
+        self._expect(self.trainer.datamodule.test_shards, self.test_scales)  # type: ignore[attr-defined]
 
-    def _expect(self, sets: Sequence[ShardSet]) -> None:
+    def _expect(self, sets: Sequence[ShardSet], scales: tuple[float, ...]) -> None:
         """Every rank sums over the same sets and scales, also those it is dealt no image of."""
+        self.scales = scales
         benchmarks = [(shards.name, scale) for shards in sets for scale in self.scales]
         self._running = {(benchmark, "network"): BenchmarkScore() for benchmark in benchmarks}
         self._running |= {(b, "bicubic"): BenchmarkScore() for b in benchmarks if b not in self.bicubic}

@@ -150,6 +150,8 @@ def test_test_sets_are_those_of_validation_unless_named(sets):
 def test_scales_to_score_at_are_those_trained_on_unless_named(sets):
     assert module(sets).val_scales == (2, 3)
     assert module(sets, val_scales=[4]).val_scales == (4,)
+    assert module(sets, val_scales=[4]).test_scales == (4,)
+    assert module(sets, val_scales=[4], test_scales=[1.5, 3]).test_scales == (1.5, 3)
 
 
 def test_a_picture_in_colour_gives_its_luma(tmp_path, prepare, noise):
@@ -190,6 +192,7 @@ def test_pictures_are_decoded_once(sets):
         ({"scales": 3}, r"data.scales=3: give a list of scales, such as \[2,3,4\]"),
         ({"scales": "34"}, "data.scales=34: give a list of scales"),
         ({"val": []}, "data.val is empty"),
+        ({"test_scales": [0.5]}, "scale 0.5: give"),
         ({"val_scales": [1]}, "scale 1: give a whole number or simple fraction above 1"),
     ],
 )
