@@ -1,9 +1,17 @@
 """Train one network, or the sweep that an experiment names: `python src/train.py --help`."""
 
-from omegaconf import DictConfig
+from vdsr import signals
 
-from vdsr.cli import command
-from vdsr.sweep import record_failure
+signals.catch()  # before the imports that take their time
+
+import logging  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+
+from omegaconf import DictConfig  # noqa: E402
+
+from vdsr.cli import command  # noqa: E402
+from vdsr.sweep import record_failure  # noqa: E402
 
 
 @command("train", point_failed=record_failure)
@@ -14,4 +22,10 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except signals.Preempted as preempted:
+        # Python takes its time to end, on one rank more than on another, and srun kills those that are late
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(int(preempted.code or 0))

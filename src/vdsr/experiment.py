@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -21,14 +23,17 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
-from vdsr import checkpoints, hardware, net, records, tables, tracking, weights
+from vdsr import checkpoints, hardware, net, records, signals, tables, tracking, weights
 from vdsr.callbacks.pictures import Pictures
+from vdsr.callbacks.preemption import Preemption
 from vdsr.callbacks.progress import ProgressBar
 from vdsr.callbacks.recorder import Recorder, left_bicubic, scores
+from vdsr.callbacks.saving import Saving
 from vdsr.callbacks.throughput import Throughput
 from vdsr.checkpoint_io import Whole
 from vdsr.data import SuperResolutionData
 from vdsr.errors import InputError
+from vdsr.ranks import rank
 from vdsr.sample import ensure_sample
 from vdsr.task import SuperResolution
 
@@ -48,8 +53,10 @@ def run(cfg: DictConfig) -> float:
     """Train, test and record one run in Hydra's output folder; returns the final mean PSNR in dB.
 
     A run that finds its own checkpoint there continues; one that is finished is only reported.
-    Raises InputError when the folder holds a run of another configuration or data.
+    Raises InputError when the folder holds a run of another configuration or data, and `signals.Preempted` when a
+    signal asks the process to leave; the same command then continues the run.
     """
+    signals.catch()  # where src/train.py has not: in a job that submitit starts
     hydra_config = HydraConfig.get()
     _check_launch(cfg, hydra_config.mode == RunMode.MULTIRUN)
     run_dir = Path(os.path.relpath(hydra_config.runtime.output_dir))  # short in every message
@@ -86,23 +93,30 @@ def run(cfg: DictConfig) -> float:
         compile=torch.cuda.is_available() if cfg.trainer.compile == "auto" else cfg.trainer.compile,
     )
     recorder = Recorder(run_dir / records.FILE, record)
+    preemption = Preemption(Saving(run_dir / "checkpoints" / "last.ckpt", cfg.trainer.checkpoint_every, recorder))
     loggers: list[Logger] = []
     exit_code = 1
     try:
+        signals.mode(signals.RAISE)
         loggers += _loggers(cfg, run_dir, config)
-        _train(cfg, run_dir, data, task, recorder, loggers)
+        _train(cfg, run_dir, data, task, preemption, loggers)
         exit_code = 0
     except BaseException as error:
         if isinstance(error, OSError) and not error.filename:
             error.filename = str(run_dir)  # a full disk does not say where
-        if record["status"] == "running":
-            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))  # Lightning exits on Ctrl-C
-            record |= {"status": "stopped" if stopped else "failed", "error": _one_line(error)}
+        if status := signals.asked():  # a signal that ended another rank first, whose absence is an error here
+            error = signals.Preempted(status)
+        if isinstance(error, signals.Preempted):
+            exit_code = int(error.code or 0)
+            tracking.preempting(loggers)
+        if record["status"] == "running" and rank() == 0:
+            record |= _ending(error)
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 records.write_json(run_dir / records.FILE, record)
-        raise
+        raise error
     finally:
         tracking.finish(loggers, exit_code)
+        preemption.wait_for_others()
     if record["status"] == "diverged":
         raise InputError(f"{run_dir}: diverged: {record['error']}; lower optim.lr or clip.theta")
     _show(record, run_dir, tracking.where(loggers))
@@ -114,15 +128,16 @@ def _train(
     run_dir: Path,
     data: SuperResolutionData,
     task: SuperResolution,
-    recorder: Recorder,
+    preemption: Preemption,
     loggers: list[Logger],
 ) -> None:
     """Fit from wherever the run stands, test, and leave weights and a complete record."""
-    last = run_dir / "checkpoints" / "last.ckpt"
+    saving = preemption.saving
+    last, recorder = saving.path, saving.recorder
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True))
-    checkpoint_every, validations = settings.pop("checkpoint_every"), settings.pop("validations")
-    for key in ("compile", "chunk"):
-        settings.pop(key)  # the task's
+    validations = settings.pop("validations")
+    for key in ("compile", "chunk", "checkpoint_every"):
+        settings.pop(key)  # the task's and the callbacks'
     settings["precision"] = hardware.precision(settings["precision"])
     trainer = _trainer(
         **settings,
@@ -136,8 +151,8 @@ def _train(
         enable_progress_bar=sys.stderr.isatty(),  # a log file gets a line a validation
         default_root_dir=run_dir,
         logger=loggers,
-        callbacks=_callbacks(run_dir, data, recorder, checkpoint_every),
-        plugins=[Whole()],
+        callbacks=[*_callbacks(run_dir, data, recorder), saving, preemption],
+        plugins=[Whole(), *([SLURMEnvironment(auto_requeue=False)] if _in_slurm() else [])],
     )
     if last.exists():
         checkpoint = checkpoints.read(last)
@@ -146,12 +161,15 @@ def _train(
         log.info("continuing at step %d from %s", checkpoint["global_step"], last)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # so it should, for a run that continues
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # by an earlier version
         trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     record = recorder.record
     if record["status"] == "diverged":
         recorder.write(trainer)
         return
-    trainer.save_checkpoint(last)
+    saving.save(trainer)
+    preemption.leave_if_asked(trainer)
+    signals.mode(signals.RAISE)
     best = max((point["psnr"] for point in record["validations"]), default=None)
     same = (data.test_shards, data.test_scales) == (data.val_shards, data.val_scales)
     if not same or task.scored_at != trainer.global_step:
@@ -187,17 +205,10 @@ def _trainer(**settings: Any) -> pl.Trainer:
         raise InputError(f"trainer: {' '.join(str(error).split())[:200]}") from None
 
 
-def _callbacks(run_dir: Path, data: SuperResolutionData, recorder: Recorder, checkpoint_every: int) -> list[Callback]:
+def _callbacks(run_dir: Path, data: SuperResolutionData, recorder: Recorder) -> list[Callback]:
     folder = run_dir / "checkpoints"
     best = ModelCheckpoint(folder, "best", monitor="val/psnr", mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(folder, "last", every_n_train_steps=checkpoint_every, enable_version_counter=False)
-    callbacks: list[Callback] = [
-        Throughput(data.batch_size),
-        Pictures(run_dir / "pictures"),
-        recorder,
-        best,
-        last,
-    ]
+    callbacks: list[Callback] = [Throughput(data.batch_size), Pictures(run_dir / "pictures"), recorder, best]
     if sys.stderr.isatty():
         callbacks.append(ProgressBar())
     return callbacks
@@ -262,9 +273,19 @@ def _check_numbers(cfg: DictConfig) -> None:
         raise InputError("data.train has no value: name a prepared folder")
 
 
+def _in_slurm() -> bool:
+    """Whether Slurm's srun started this rank; torchrun may have, within a job."""
+    return bool(SLURMEnvironment.detect()) and not TorchElasticEnvironment.detect()
+
+
 def _check_launch(cfg: DictConfig, sweeping: bool) -> None:
     """A sweep cannot start ranks itself: each child process would start the whole sweep again."""
     devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    if _in_slurm() and isinstance(devices, int) and devices * nodes != int(os.environ["SLURM_NTASKS"]):
+        raise InputError(
+            f"Slurm started {os.environ['SLURM_NTASKS']} tasks, but trainer.devices={devices} × "
+            f"trainer.num_nodes={nodes} is {devices * nodes}: set them to the job's tasks a node and its nodes"
+        )
     several = (isinstance(devices, int) and devices > 1) or nodes > 1
     if sweeping and several and "WORLD_SIZE" not in os.environ and "SLURM_NTASKS" not in os.environ:
         raise InputError(
@@ -286,8 +307,13 @@ def _show(record: records.Record, run_dir: Path, trackers: list[str]) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _ending(error: BaseException) -> dict[str, str]:
+    """What the record of a run says that an error ended."""
+    if isinstance(error, signals.Preempted):
+        return {"status": "preempted"}
+    stopped = isinstance(error, (KeyboardInterrupt, SystemExit))  # Lightning exits on Ctrl-C
+    line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return {"status": "stopped" if stopped else "failed", "error": line}
 
 
 def _median(values: list[float]) -> float | None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
+
+from vdsr.ranks import rank
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def wandb_logger(
     """
     import wandb
 
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if rank() != 0:
         return WandbLogger(project=project)
     # killed runs keep all but the last second of their log, in place of fifteen
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
@@ -86,6 +87,13 @@ def where(loggers: Sequence[Logger]) -> list[str]:
         elif isinstance(logger, TensorBoardLogger):
             lines.append(f"TensorBoard: tensorboard --logdir {os.path.relpath(logger.log_dir)}")
     return lines
+
+
+def preempting(loggers: Sequence[Logger]) -> None:
+    """Tell W&B that a run leaves because it was asked to, and will go on; a sweep then gives it out again."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.mark_preempting()
 
 
 def finish(loggers: Sequence[Logger], exit_code: int = 0) -> None:
