@@ -5,21 +5,39 @@
 `--help` shows the rest.
 """
 
+import shutil
+import sys
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from filelock import FileLock
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from data_prep import shares
 from data_prep.fetch import Archive
 from data_prep.output import progress, say
-from data_prep.sources import Candidate, Facts, Image, Part, complete, embedded, fetched, local, own_images
-from vdsr.cli import command
+from data_prep.sources import (
+    Candidate,
+    Facts,
+    Image,
+    Part,
+    complete,
+    embedded,
+    fetched,
+    files_below,
+    local,
+    local_files,
+    own_images,
+)
+from vdsr.cli import command, explain
 from vdsr.errors import InputError
-from vdsr.shards import INDEX, DamagedError, Sample, ShardSet, slug, with_unique_keys, write
+from vdsr.shards import INDEX, DamagedError, Sample, ShardSet, slug, with_unique_keys, write, write_share
 
 SAMPLE = Path(__file__).parents[1] / "conf" / "dataset" / "sample.yaml"
 
@@ -32,19 +50,76 @@ class Request:
     origin: str
     licence: str
     collect: Callable[[Facts], list[Image]]
+    files: Callable[[], list[tuple[str, Candidate]]] | None = None  # (set, file): what jobs can share among them
     done: Callable[[ShardSet], bool] = lambda prepared: False  # without looking at the source
 
 
 @command("prepare")
 def main(cfg: DictConfig) -> None:
     """Run the command."""
-    run(cfg)
+    if cfg.stage is not None:
+        run_share(cfg)
+    elif cfg.parts != 1:
+        raise InputError(
+            f"parts={cfg.parts} shares the work among jobs: give -m too, and hydra/launcher=slurm for an array"
+        )
+    else:
+        run(cfg)
 
 
 def run(cfg: DictConfig) -> None:
     """Prepare what the composed config `conf/prepare.yaml` asks for."""
     for request in requests(cfg):
         prepare(request, Path(cfg.paths.data), cfg.overwrite)
+
+
+def run_share(cfg: DictConfig) -> None:
+    """Do one job's share: in the stage `check` of the images, in the stage `pack` of the shards."""
+    for request in requests(cfg):
+        out = Path(cfg.paths.data, request.name)
+        existing = _look(out, cfg.overwrite)
+        if cfg.stage == "check":
+            shares.check(_files(request), _notes(out), cfg.part, cfg.parts)
+            continue
+        images = request.collect(shares.checked(_notes(out), cfg.parts))
+        samples = with_unique_keys(sample for sample, _ in images)
+        if not (existing and existing.samples == tuple(samples)):
+            write_share(out, samples, _reader(samples, images), cfg.part, cfg.parts)
+
+
+class Index(Callback):
+    """Before and after the jobs of `-m parts=…`, in the process that sends them out: puts their shards together."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        with _errors_end():
+            for request in requests(config):
+                _files(request)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        with _errors_end():
+            for request in requests(config):
+                data_dir = Path(config.paths.data)
+                notes = _notes(data_dir / request.name)
+                prepare(request, data_dir, config.overwrite, shares.checked(notes, config.parts))
+                shutil.rmtree(notes, ignore_errors=True)
+
+
+@contextmanager
+def _errors_end() -> Iterator[None]:
+    """Where Hydra would only warn of an exception, end."""
+    try:
+        yield
+    except Exception as error:
+        complaint = explain(error)
+        if complaint is None:
+            traceback.print_exc()
+        sys.exit(f"error: {complaint}" if complaint else 1)
+
+
+def _files(request: Request) -> list[tuple[str, Candidate]]:
+    if request.files is None:
+        raise InputError("jobs can share the work on local images only: give source=DIR, which every job sees")
+    return request.files()
 
 
 def ensure_sample(data_dir: Path) -> None:
@@ -71,7 +146,8 @@ def requests(cfg: DictConfig) -> list[Request]:
         name = name or slug(source.resolve().name)
         return [
             Request(name, dataset.origin, dataset.licence,
-                    lambda facts: own_images(source, name, cfg.min_size, facts))
+                    lambda facts: own_images(source, name, cfg.min_size, facts),
+                    lambda: [(name, file) for file in files_below(source)])
         ]  # fmt: skip
     parts = [_part(key, part) for key, part in dataset.parts.items()]
     downloads = Path(cfg.paths.data, "downloads")
@@ -84,8 +160,12 @@ def requests(cfg: DictConfig) -> list[Request]:
     origin = "; ".join(part.origin for part in parts)
     licence = "; ".join(dict.fromkeys(part.licence for part in parts))
     if source is None:
-        return [Request(name, origin, licence, collect, lambda prepared: complete(parts, prepared))]
-    return [Request(name, origin, licence, collect)]
+        return [Request(name, origin, licence, collect, done=lambda prepared: complete(parts, prepared))]
+
+    def files() -> list[tuple[str, Candidate]]:
+        return [(part.name, file) for part in parts for file in local_files(part, source, len(parts) == 1)[1]]
+
+    return [Request(name, origin, licence, collect, files)]
 
 
 def sample_requests(dataset: DictConfig) -> list[Request]:
@@ -96,8 +176,10 @@ def sample_requests(dataset: DictConfig) -> list[Request]:
     ]
 
 
-def prepare(request: Request, data_dir: Path, overwrite: bool = False) -> ShardSet:
+def prepare(request: Request, data_dir: Path, overwrite: bool = False, checked: Facts | None = None) -> ShardSet:
     """Make `data_dir/<name>` hold what `request` asks for, and say what was done.
+
+    checked: what is known of its files already.
 
     Raises InputError when the folder holds something else and `overwrite` is false.
     """
@@ -109,7 +191,7 @@ def prepare(request: Request, data_dir: Path, overwrite: bool = False) -> ShardS
     if existing and not faults and request.done(existing):
         return _in_place(existing)
     facts = {sample.sha256_file: sample for sample in existing.samples} if existing else {}
-    images = request.collect(facts)
+    images = request.collect({**facts, **(checked or {})})
     samples = with_unique_keys(sample for sample, _ in images)
     if existing and existing.samples == tuple(samples):
         if not faults:
@@ -129,16 +211,24 @@ def prepare(request: Request, data_dir: Path, overwrite: bool = False) -> ShardS
 
 
 def _write(out: Path, samples: list[Sample], images: list[Image], request: Request) -> ShardSet:
-    candidates: dict[str, Candidate] = {s.key: c for s, (_, c) in zip(samples, images, strict=True)}
     with progress(f"{request.name}: writing", len(samples)) as advance:
         return write(
             out,
             samples,
-            lambda sample: candidates[sample.key].read(),
+            _reader(samples, images),
             licence=request.licence,
             source=request.origin,
             progress=advance,
         )
+
+
+def _reader(samples: list[Sample], images: list[Image]) -> Callable[[Sample], bytes]:
+    candidates: dict[str, Candidate] = {s.key: c for s, (_, c) in zip(samples, images, strict=True)}
+    return lambda sample: candidates[sample.key].read()
+
+
+def _notes(out: Path) -> Path:
+    return out.with_name(f".{out.name}.checked")
 
 
 def _made_meanwhile(out: Path, samples: list[Sample]) -> ShardSet | None:
@@ -176,7 +266,7 @@ def _embedded(name: str, origin: str, licences: dict[str, str]) -> Request:
         return [sample.file for sample in prepared.samples] == list(licences)
 
     licence = "; ".join(f"{file}: {text}" for file, text in licences.items())
-    return Request(name, origin, licence, lambda facts: embedded(name, list(licences), facts), done)
+    return Request(name, origin, licence, lambda facts: embedded(name, list(licences), facts), done=done)
 
 
 def _part(name: str, part: DictConfig) -> Part:

@@ -19,7 +19,8 @@ CHECKSUMS = Path(__file__).with_name("checksums.tsv")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 LOW_RESOLUTION = re.compile(r"lr([_-].*)?", re.IGNORECASE)  # benchmark archives carry degraded copies too
 
-Facts = Mapping[str, Sample]  # by SHA-256 of the file: what an existing index knows, so need not be decoded
+# What need not be decoded again: by SHA-256 of the file, or by `path_key` what was found out a moment ago.
+Facts = Mapping[str, Sample | InputError]
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,18 @@ class Part:
 
 def local(part: Part, source: Path, alone: bool, facts: Facts) -> list[Image]:
     """The images of `part` from its subfolder of `source`, or from `source` itself if it is `alone`."""
+    root, candidates = local_files(part, source, alone)
+    return match(part, candidates, facts, f"in {root}")
+
+
+def local_files(part: Part, source: Path, alone: bool) -> tuple[Path, list[Candidate]]:
+    """The folder in which `part` lies, and what may be its images there."""
     names = part.folder_names()
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in names]
     if not folders and not alone:
         raise InputError(f"{source} has no folder {part.name} (or {', '.join(part.aliases)})")
     root = folders[0] if folders else source
-    candidates = [c for c in files_below(root) if _plausible(c.path)]
-    return match(part, candidates, facts, f"in {root}")
+    return root, [c for c in files_below(root) if _plausible(c.path)]
 
 
 def fetched(part: Part, downloads: Path, facts: Facts) -> list[Image]:
@@ -180,8 +186,11 @@ def describe_all(set_name: str, candidates: Sequence[Candidate], facts: Facts) -
     """The facts of each candidate, or why it has none; decoded in parallel."""
 
     def describe_one(candidate: Candidate) -> Sample | InputError:
-        data, file = candidate.read(), str(candidate.path)
-        if known := facts.get(sha256(data)):
+        file = str(candidate.path)
+        if found := facts.get(path_key(set_name, file)):
+            return found
+        data = candidate.read()
+        if isinstance(known := facts.get(sha256(data)), Sample):
             return replace(known, key="", set=set_name, file=file)
         try:
             return describe(data, set_name, file)
@@ -194,6 +203,11 @@ def describe_all(set_name: str, candidates: Sequence[Candidate], facts: Facts) -
             described.append(result)
             advance(1)
     return described
+
+
+def path_key(set_name: str, file: str) -> str:
+    """The key of a file of a set among `Facts`, never that of a checksum."""
+    return f"{set_name}/{file}"
 
 
 def natural(text: str) -> tuple[list[tuple[int, str]], str]:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -67,7 +68,6 @@ def command(
 
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises in place of printing; the line is ours
-            register_resolvers()
             try:
                 hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)()
             except Exception as error:
@@ -82,14 +82,16 @@ def command(
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf `${run_id:<overrides>,<seed>}` and `${sweep_id:}`."""
+    """Teach OmegaConf `${run_id:<overrides>,<seed>}`, `${sweep_id:}` and `${slurm_scripts:}`."""
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("sweep_id", sweep_id, replace=True)
+    OmegaConf.register_new_resolver("slurm_scripts", lambda: str(Path(__file__).parents[2] / "slurm"), replace=True)
 
 
 def sweep_id() -> str:
     """Name a sweep by its command line. Its points learn the name through the environment (VDSR_SWEEP)."""
-    arguments = [a for a in sys.argv[1:] if "=" in a and not re.match(r"\+?experiment=|hydra[./]|name=|paths\.", a)]
+    aside = r"\+?experiment=|hydra[./]|name=|paths\.|trainer\.(num_nodes|devices)="
+    arguments = [a for a in sys.argv[1:] if "=" in a and not re.match(aside, a)]
     return os.environ.setdefault("VDSR_SWEEP", _short("_".join(arguments)) or "default")
 
 
@@ -121,6 +123,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; free space or name another folder (paths.data=…, paths.runs=…)"
+    if type(error).__module__.startswith("submitit.") or 'Could not detect "srun"' in str(error):
+        return f"hydra/launcher=slurm: {' '.join(str(error).split())[:300]}; the same command goes on from what is there"
     return None
 
 
@@ -147,3 +151,6 @@ def _nearest(name: str, options: list[str]) -> str:
     if close:
         return f" (did you mean '{close[0]}'?)"
     return f" (there are: {', '.join(options)})" if options else ""
+
+
+register_resolvers()  # here, for the jobs that a launcher sends out import this and run no main()

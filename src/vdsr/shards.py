@@ -251,12 +251,10 @@ def write(
     each shard. All is written to `<out>.partial`, which takes the place of `out` at the end; shards that a
     killed run finished there are kept where their images are the same.
     """
-    partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    partial = _partial(out)
     shards = []
-    for number, start in enumerate(range(0, len(samples), IMAGES_PER_SHARD)):
-        chunk = samples[start : start + IMAGES_PER_SHARD]
-        shards.append(_write_shard(partial / f"{out.name}-{number:05d}.tar", chunk, read))
+    for file, chunk in _chunks(out.name, samples):
+        shards.append(_write_shard(partial / file, chunk, read))
         progress(len(chunk))
     index = {
         "format": FORMAT,
@@ -278,6 +276,13 @@ def write(
     return ShardSet.open(out)
 
 
+def write_share(out: Path, samples: Sequence[Sample], read: Callable[[Sample], bytes], part: int, parts: int) -> None:
+    """Write every `parts`-th of the shards that `write` would, from shard `part` on, to where it will find them."""
+    partial = _partial(out)
+    for file, chunk in list(_chunks(out.name, samples))[part::parts]:
+        _write_shard(partial / file, chunk, read)
+
+
 def slug(text: str) -> str:
     """`text` with everything outside [A-Za-z0-9_-] turned to a hyphen."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "image"
@@ -286,6 +291,18 @@ def slug(text: str) -> str:
 def sha256(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _partial(out: Path) -> Path:
+    partial = out.with_name(out.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    return partial
+
+
+def _chunks(name: str, samples: Sequence[Sample]) -> Iterator[tuple[str, Sequence[Sample]]]:
+    """Each shard's file and what goes into it."""
+    for number, start in enumerate(range(0, len(samples), IMAGES_PER_SHARD)):
+        yield f"{name}-{number:05d}.tar", samples[start : start + IMAGES_PER_SHARD]
 
 
 def _write_shard(path: Path, samples: Sequence[Sample], read: Callable[[Sample], bytes]) -> Shard:

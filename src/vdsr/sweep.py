@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,26 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vdsr.errors import InputError
+from vdsr.points import one_point
 
 log = logging.getLogger(__name__)
 
 
 class SweepReport(Callback):
-    """Runs where the sweep was started, once its last point has ended; exit status 1 if any failed."""
+    """Runs where the sweep was started, once its last point has ended; exit status 1 if any failed.
+
+    Where each point is a process of its own, every one of them renews the table, and the last leaves it whole.
+    """
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+            return
         folder = Path(config.hydra.sweep.dir)
         try:
             failed = report(folder)
         except InputError as error:
             sys.exit(f"error: {error}")
-        if failed:
+        if failed and not one_point():
             sys.exit(f"error: {failed} of the sweep's points did not finish; see {folder / 'sweep.csv'}")
 
 
@@ -76,8 +83,10 @@ def report(folder: Path) -> int:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    with (folder / "sweep.csv").open("w", newline="") as file:
+    temporary = folder / f"sweep.csv.{os.getpid()}.tmp"
+    with temporary.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
+    temporary.replace(folder / "sweep.csv")
     _draw(found, keys, folder / "sweep.png")
     log.info("table: %s, picture: %s", folder / "sweep.csv", folder / "sweep.png")
     for record in found:
@@ -126,7 +135,7 @@ def _draw(found: list[dict[str, Any]], keys: list[str], path: Path) -> None:
         axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    temporary = path.with_suffix(".tmp.png")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.png")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)
     plt.close(figure)
