@@ -46,7 +46,9 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")
 warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a login node is for trying things out
 
 WEIGHTS = "weights.safetensors"
-INCIDENTAL = ("paths", "logger")  # what may differ between two runs of the same experiment
+# what may differ between two runs of the same experiment: where things are, as the sets' checksums say what they are, and
+# on how many ranks it runs
+INCIDENTAL = ("paths", "logger", "data.train", "data.val", "data.test", "trainer.num_nodes", "trainer.devices")
 
 
 def run(cfg: DictConfig) -> float:
@@ -247,8 +249,9 @@ def _earlier(run_dir: Path, record: records.Record) -> records.Record | None:
     earlier = records.read(path)
     if "data" not in earlier:
         return None  # it failed before it had any
-    old, new = ({k: v for k, v in r["config"].items() if k not in INCIDENTAL} for r in (earlier, record))
-    changes = records.differences(old | {"data sets": earlier["data"]}, new | {"data sets": record["data"]})
+    old, new = (r["config"] | {"data sets": r["data"]} for r in (earlier, record))
+    changes = records.differences(old, new)
+    changes = {key: c for key, c in changes.items() if not any(f"{key}.".startswith(f"{i}.") for i in INCIDENTAL)}
     if changes:
         text = ", ".join(f"{key}: {a} → {b}" for key, (a, b) in list(changes.items())[:3])
         raise InputError(f"{run_dir} holds a run of another configuration ({text}): remove it, or set name=…")
