@@ -12,17 +12,22 @@ from vdsr.errors import InputError
 SPEC = "vdsr_network"  # key of the network's spec, in a checkpoint and in a weights file's metadata
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents as plain tensors and containers. Raises InputError; never unpickles objects."""
+def unpickle(path: Path) -> Any:
+    """What a .ckpt, .pth or .pt holds, as tensors and plain containers. Raises InputError; never unpickles objects."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other pickle protocols; what cannot be read is refused
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(f"{path}: holds more than tensors and plain values, so it was not loaded") from None
     except Exception as error:  # on damaged bytes the unpickler raises nearly anything
         complaint = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(f"{path}: damaged or no checkpoint ({complaint})") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run: the network's spec, its state and the trainer's. Raises InputError."""
+    checkpoint = unpickle(path)
     if not (
         isinstance(checkpoint, dict)
         and isinstance(checkpoint.get(SPEC), dict)
