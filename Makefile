@@ -6,7 +6,7 @@ READY := .venv/.ready
 README_TEST := tests/integration/test_readme.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sample test check bench bench-quick format pins clean
+.PHONY: help setup demo sample test check paper bench bench-quick format pins clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ check: $(READY) ## Run ruff, mypy, the import contracts and the README's command
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet $(README_TEST)
+
+paper: $(READY) ## Reproduce the paper, going on where it stopped: make paper [ARGS="budget=twentieth jobs=2 source=DIR"]
+	@$(BIN)/python src/reproduce.py $(ARGS); status=$$?; $(BIN)/python src/report.py && exit $$status
 
 bench: $(READY) ## Measure how near to the hardware it runs: 8 minutes on an idle machine
 	@$(BIN)/python benchmarks/bench.py

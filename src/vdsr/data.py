@@ -179,7 +179,8 @@ class SuperResolutionData(pl.LightningDataModule):
 
     train: shard folder of HR images, with mode=stream also its http(s) address; val, test: shard folders of
     benchmarks (`test` defaults to `val`).
-    scales: what to train at; val_scales: what to score at (`scales` if None), test_scales: in the final table. patch: side of a training patch. batch_size: global, over all ranks.
+    scales: what to train at; val_scales: what to score at (`scales` if None), test_scales: in the final table.
+    patch: side of a training patch. batch_size: global, over all ranks.
     Raises InputError for missing or damaged shards, an impossible scale, patch or batch; before training.
     """
 

@@ -120,7 +120,7 @@ def run(cfg: DictConfig) -> float:
         tracking.finish(loggers, exit_code)
         preemption.wait_for_others()
     if record["status"] == "diverged":
-        raise InputError(f"{run_dir}: diverged: {record['error']}; lower optim.lr or clip.theta")
+        raise InputError(_diverged(run_dir, record))
     _show(record, run_dir, tracking.where(loggers))
     return float(record["psnr"])
 
@@ -255,7 +255,13 @@ def _earlier(run_dir: Path, record: records.Record) -> records.Record | None:
     if changes:
         text = ", ".join(f"{key}: {a} → {b}" for key, (a, b) in list(changes.items())[:3])
         raise InputError(f"{run_dir} holds a run of another configuration ({text}): remove it, or set name=…")
+    if earlier["status"] == "diverged":
+        raise InputError(_diverged(run_dir, earlier))
     return earlier if earlier["status"] == "finished" and (run_dir / WEIGHTS).exists() else None
+
+
+def _diverged(run_dir: Path, record: records.Record) -> str:
+    return f"{run_dir}: diverged: {record['error']}; lower optim.lr or clip.theta"
 
 
 def _check_numbers(cfg: DictConfig) -> None:
