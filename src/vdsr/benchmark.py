@@ -1,5 +1,6 @@
 """One benchmark image through a network; a whole benchmark as rows."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from vdsr.data import Picture
 from vdsr.metrics import psnr_ssim
 from vdsr.resize import degrade, modcrop
 from vdsr.tiles import upscale
+
+TIMED = 5  # images: as many as Set5 has
 
 
 class Restored(NamedTuple):
@@ -41,6 +44,26 @@ def restore(net: nn.Module, picture: Picture, scale: float, device: torch.device
     ilr = degrade(hr, scale)
     with torch.autocast(device.type, enabled=False):
         return Restored(ilr, upscale(net, ilr), hr)
+
+
+@torch.inference_mode()
+def seconds_per_image(net: nn.Module, pictures: Sequence[Picture], device: torch.device) -> float:
+    """What the network alone takes for an image in float32: the mean over the first `TIMED`, warmed up on one."""
+    ilrs = [picture.hr.to(device) for picture in pictures[:TIMED]]  # an ILR has its HR's size
+    net.to(device)
+    with torch.autocast(device.type, enabled=False):
+        for timed in (ilrs[:1], ilrs):
+            _wait(device)
+            began = time.perf_counter()
+            for ilr in timed:
+                upscale(net, ilr)
+            _wait(device)
+    return (time.perf_counter() - began) / len(ilrs)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def run(

@@ -24,6 +24,7 @@ from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from vdsr import checkpoints, hardware, net, records, signals, tables, tracking, weights
+from vdsr.benchmark import seconds_per_image
 from vdsr.callbacks.pictures import Pictures
 from vdsr.callbacks.preemption import Preemption
 from vdsr.callbacks.progress import ProgressBar
@@ -80,6 +81,7 @@ def run(cfg: DictConfig) -> float:
         return float(finished["psnr"])
     data.load()
     record |= records.provenance() | {"hardware": hardware.describe()}
+    record["precision"] = hardware.precision(cfg.trainer.precision)
 
     task = SuperResolution(
         net=network,
@@ -188,6 +190,9 @@ def _train(
     if trainer.is_global_zero:
         if not record["left_bicubic"]:
             log.warning("this run did not leave bicubic behind (%+.3f dB): see the record's curve", task.gain)
+        timed = data.val_shards[0]
+        seconds = seconds_per_image(task.net, data.pictures(timed), trainer.strategy.root_device)
+        record["inference"] = {"set": timed.name, "seconds_per_image": seconds}
         weights.save(
             task.net,
             run_dir / WEIGHTS,

@@ -1,7 +1,9 @@
+import time
+
 import pytest
 import torch
 
-from vdsr.benchmark import Row, means, restore, run
+from vdsr.benchmark import Row, means, restore, run, seconds_per_image
 from vdsr.data import load_pictures
 from vdsr.metrics import psnr_ssim
 from vdsr.net import VDSR, Bicubic
@@ -49,6 +51,21 @@ def test_a_row_for_every_picture_and_scale(pictures):
     assert (rows[3].psnr, rows[3].ssim) == tuple(map(float, psnr_ssim(sr, hr, 3)))
     assert (rows[3].bicubic_psnr, rows[3].bicubic_ssim) == tuple(map(float, psnr_ssim(ilr, hr, 3)))
     assert rows[3].psnr < rows[3].bicubic_psnr - 1  # untrained
+
+
+def test_timed_is_the_network_alone_on_each_picture_after_one_to_warm_up(pictures):
+    class Slow(Bicubic):
+        def forward(self, ilr):
+            seen.append((*ilr.shape[-2:], ilr.dtype))
+            time.sleep(0.01)
+            return ilr
+
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        seconds = seconds_per_image(Slow(), pictures, CPU)
+    sizes = [(60, 71, torch.float32)] * 2
+    assert seen == [sizes[0], *sizes]
+    assert seconds >= 0.01
 
 
 def test_bicubic_is_level_with_itself(pictures):
