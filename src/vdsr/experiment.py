@@ -1,6 +1,7 @@
 """A run from its configuration: seed → build → fit → test → record. Only this module knows Hydra's config."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import sys
@@ -23,18 +24,19 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
-from vdsr import checkpoints, hardware, net, records, signals, tables, tracking, weights
+from vdsr import checkpoint_io, checkpoints, hardware, net, records, signals, tables, tracking, weights
 from vdsr.benchmark import seconds_per_image
+from vdsr.callbacks.agreement import Agreement
 from vdsr.callbacks.pictures import Pictures
 from vdsr.callbacks.preemption import Preemption
 from vdsr.callbacks.progress import ProgressBar
 from vdsr.callbacks.recorder import Recorder, left_bicubic, scores
 from vdsr.callbacks.saving import Saving
 from vdsr.callbacks.throughput import Throughput
-from vdsr.checkpoint_io import Whole
+from vdsr.claim import Claim
 from vdsr.data import SuperResolutionData
 from vdsr.errors import InputError
-from vdsr.ranks import rank
+from vdsr.ranks import Ranks, rank
 from vdsr.sample import ensure_sample
 from vdsr.task import SuperResolution
 
@@ -47,8 +49,8 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")
 warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a login node is for trying things out
 
 WEIGHTS = "weights.safetensors"
-# what may differ between two runs of the same experiment: where things are, as the sets' checksums say what they are, and
-# on how many ranks it runs
+# what may differ between two runs of the same experiment: where things are, as the sets' checksums say what they
+# are, and on how many ranks it runs
 INCIDENTAL = ("paths", "logger", "data.train", "data.val", "data.test", "trainer.num_nodes", "trainer.devices")
 
 
@@ -96,8 +98,10 @@ def run(cfg: DictConfig) -> float:
         chunk=hardware.chunk(cfg.trainer.chunk),
         compile=torch.cuda.is_available() if cfg.trainer.compile == "auto" else cfg.trainer.compile,
     )
-    recorder = Recorder(run_dir / records.FILE, record)
-    preemption = Preemption(Saving(run_dir / "checkpoints" / "last.ckpt", cfg.trainer.checkpoint_every, recorder))
+    claim = Claim(run_dir)
+    recorder = Recorder(run_dir / records.FILE, record, claim)
+    saving = Saving(run_dir / "checkpoints" / checkpoint_io.LAST, cfg.trainer.checkpoint_every, recorder)
+    preemption = Preemption(saving, Ranks())
     loggers: list[Logger] = []
     exit_code = 1
     try:
@@ -113,7 +117,7 @@ def run(cfg: DictConfig) -> float:
         if isinstance(error, signals.Preempted):
             exit_code = int(error.code or 0)
             tracking.preempting(loggers)
-        if record["status"] == "running" and rank() == 0:
+        if record["status"] == "running" and rank() == 0 and claim.held:
             record |= _ending(error)
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 records.write_json(run_dir / records.FILE, record)
@@ -121,6 +125,7 @@ def run(cfg: DictConfig) -> float:
     finally:
         tracking.finish(loggers, exit_code)
         preemption.wait_for_others()
+        claim.release()
     if record["status"] == "diverged":
         raise InputError(_diverged(run_dir, record))
     _show(record, run_dir, tracking.where(loggers))
@@ -137,7 +142,11 @@ def _train(
 ) -> None:
     """Fit from wherever the run stands, test, and leave weights and a complete record."""
     saving = preemption.saving
-    last, recorder = saving.path, saving.recorder
+    recorder = saving.recorder
+    found = checkpoint_io.newest(saving.path.parent, mend=rank() == 0)
+    if found and found[1][checkpoints.SPEC] != task.net.spec():  # type: ignore[operator]
+        raise InputError(f"{found[0]} is of another network, {found[1][checkpoints.SPEC]}: remove it, or set name=…")
+    step = found[1]["global_step"] if found else 0
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True))
     validations = settings.pop("validations")
     for key in ("compile", "chunk", "checkpoint_every"):
@@ -155,18 +164,20 @@ def _train(
         enable_progress_bar=sys.stderr.isatty(),  # a log file gets a line a validation
         default_root_dir=run_dir,
         logger=loggers,
-        callbacks=[*_callbacks(run_dir, data, recorder), saving, preemption],
-        plugins=[Whole(), *([SLURMEnvironment(auto_requeue=False)] if _in_slurm() else [])],
+        callbacks=[
+            Agreement(preemption.ranks, _facts(recorder.record, step)),
+            *_callbacks(run_dir, data, recorder),
+            saving,
+            preemption,
+        ],
+        plugins=[checkpoint_io.Whole(), *([SLURMEnvironment(auto_requeue=False)] if _in_slurm() else [])],
     )
-    if last.exists():
-        checkpoint = checkpoints.read(last)
-        if checkpoint[checkpoints.SPEC] != task.net.spec():  # type: ignore[operator]
-            raise InputError(f"{last} is of another network, {checkpoint[checkpoints.SPEC]}: remove it, or set name=…")
-        log.info("continuing at step %d from %s", checkpoint["global_step"], last)
+    if found and rank() == 0:
+        log.info("continuing at step %d from %s", step, found[0])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # so it should, for a run that continues
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # by an earlier version
-        trainer.fit(task, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        trainer.fit(task, datamodule=data, ckpt_path=found[0] if found else None, weights_only=True)
     record = recorder.record
     if record["status"] == "diverged":
         recorder.write(trainer)
@@ -247,22 +258,35 @@ def _new_record(
 
 
 def _earlier(run_dir: Path, record: records.Record) -> records.Record | None:
-    """The record of a finished run of the same configuration. Raises InputError for another one's."""
+    """The record of a finished run of the same configuration. Raises InputError for another one's or a diverged run."""
     path = run_dir / records.FILE
     if not path.exists():
         return None
     earlier = records.read(path)
     if "data" not in earlier:
         return None  # it failed before it had any
-    old, new = (r["config"] | {"data sets": r["data"]} for r in (earlier, record))
-    changes = records.differences(old, new)
-    changes = {key: c for key, c in changes.items() if not any(f"{key}.".startswith(f"{i}.") for i in INCIDENTAL)}
-    if changes:
+    old, new = (_essential(r["config"]) | {"data sets": r["data"]} for r in (earlier, record))
+    if changes := records.differences(old, new):
         text = ", ".join(f"{key}: {a} → {b}" for key, (a, b) in list(changes.items())[:3])
         raise InputError(f"{run_dir} holds a run of another configuration ({text}): remove it, or set name=…")
     if earlier["status"] == "diverged":
         raise InputError(_diverged(run_dir, earlier))
     return earlier if earlier["status"] == "finished" and (run_dir / WEIGHTS).exists() else None
+
+
+def _essential(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the result, by dotted key."""
+    every = records.flatten(config)
+    return {key: value for key, value in every.items() if not any(f"{key}.".startswith(f"{i}.") for i in INCIDENTAL)}
+
+
+def _facts(record: records.Record, step: int) -> dict[str, Any]:
+    """What must be equal on all ranks of a run: code, versions, data, configuration, and where it continues."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    facts = _essential(record["config"]) | records.flatten({"data": record["data"], "version": record["versions"]})
+    return facts | {"the code (SHA-256 of src/vdsr)": digest.hexdigest()[:12], "the step to continue from": step}
 
 
 def _diverged(run_dir: Path, record: records.Record) -> str:
