@@ -20,14 +20,13 @@ class Preemption(pl.Callback):
     A validation that is cut off is begun again from the checkpoint before it.
     """
 
-    def __init__(self, saving: Saving) -> None:
-        self.saving = saving
+    def __init__(self, saving: Saving, ranks: Ranks) -> None:
+        self.saving, self.ranks = saving, ranks
         self.agreed = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self.ranks = Ranks()
         # Lightning's handlers talk to the other ranks while these compute, and so may hang (its issue 21406);
         # and it asks all ranks for SIGTERM at each step by way of the GPU
         trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from vdsr import records
+from vdsr.claim import Claim
 from vdsr.task import SuperResolution
 
 log = logging.getLogger(__name__)
@@ -20,11 +21,11 @@ class Recorder(pl.Callback):
     """Writes `record.json`: curve, validations, cost and what became of the run.
 
     record: what is known before training starts. A run that continues takes over what its earlier
-    part had recorded up to the step it continues from.
+    part had recorded up to the step it continues from. claim: on the run's folder.
     """
 
-    def __init__(self, path: Path, record: records.Record) -> None:
-        self.path, self.record = path, record
+    def __init__(self, path: Path, record: records.Record, claim: Claim) -> None:
+        self.path, self.record, self.claim = path, record, claim
         self.record |= {"status": "running", "curve": [], "validations": [], "seconds": 0.0, "steps": 0}
         self._began = time.perf_counter()
         self.record["cpu_seconds_to_first_step"] = None
@@ -35,6 +36,8 @@ class Recorder(pl.Callback):
         if self.path.exists():
             earlier = records.read(self.path)
             self.record["seconds"] = earlier["seconds"]
+            if trainer.global_step:
+                self.record["started"] = earlier["started"]
             for key in ("curve", "validations"):
                 self.record[key] = [point for point in earlier[key] if point["step"] <= trainer.global_step]
         self._seen = trainer.global_step
@@ -68,7 +71,8 @@ class Recorder(pl.Callback):
         self.write(trainer)
 
     def write(self, trainer: pl.Trainer) -> None:
-        """Save the record as it stands; rank 0 only."""
+        """Save the record as it stands; rank 0 only. Raises InputError when the folder is another's by now."""
+        self.claim.check()
         now = time.perf_counter()
         self.record["seconds"] += now - self._began
         self._began = now
