@@ -118,9 +118,8 @@ def run(cfg: DictConfig) -> float:
             exit_code = int(error.code or 0)
             tracking.preempting(loggers)
         if record["status"] == "running" and rank() == 0 and claim.held:
-            record |= _ending(error)
             with contextlib.suppress(OSError):  # the first error is the one to tell
-                records.write_json(run_dir / records.FILE, record)
+                recorder.end(_ending(error))
         raise error
     finally:
         tracking.finish(loggers, exit_code)

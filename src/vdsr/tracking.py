@@ -1,9 +1,16 @@
-"""The trackers: W&B, offline first, and TensorBoard beside it. The only module that touches wandb."""
+"""The trackers: W&B, offline first, and TensorBoard beside it. The only module that touches wandb.
 
+A run that was killed takes some steps again when it goes on. What its earlier parts have logged of them is read from
+their files, W&B's transaction logs and TensorBoard's event files, and left out: each tracker has each figure once.
+"""
+
+import contextlib
 import functools
+import json
 import logging
 import os
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +23,47 @@ from vdsr.ranks import rank
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 10  # seconds; an unreachable server must not hold a training up
+
+Logged = set[tuple[str, int | None]]  # keys and the steps they have been logged at
+
+
+class Wandb(WandbLogger):
+    """W&B's logger, less what has been logged before; once W&B fails, the run goes on without it."""
+
+    def __init__(self, logged: Logged, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._logged, self._failed = logged, False
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        new = _new(metrics, step, self._logged)
+        if not new or self._failed:
+            return
+        try:
+            super().log_metrics(new, step)
+        except Exception as error:  # of its own process: a signal to the whole job ends it before us
+            self._failed = True
+            log.warning("W&B has gone (%s): the run goes on without it", " ".join(f"{error}".split())[:100])
+
+
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard's logger, less what has been logged before."""
+
+    def __init__(self, logged: Logged, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._logged = logged
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(_new(metrics, step, self._logged), step)
+
+    def log_picture(self, key: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Show an (H, W, 3) uint8 picture."""
+        if (key, step) not in self._logged:
+            self.experiment.add_image(key, pixels, step, dataformats="HWC")
+
+
+def _new(metrics: Mapping[str, Any], step: int | None, logged: Logged) -> dict[str, Any]:
+    new = {key: value for key, value in metrics.items() if (key, step) not in logged}
+    return {} if new.keys() <= {"epoch"} else new
 
 
 def wandb_logger(
@@ -33,6 +81,8 @@ def wandb_logger(
     run goes on offline (sync it later with `wandb sync`). Only rank 0 talks to W&B.
     """
     import wandb
+
+    logged = _in_wandb(run_dir)
 
     if rank() != 0:
         return WandbLogger(project=project)
@@ -57,12 +107,12 @@ def wandb_logger(
     except wandb.errors.CommError as error:  # unreachable, or the key is refused
         log.warning("W&B: %s; going on offline, sync later", " ".join(str(error).split())[:200])
         run = start(mode="offline")
-    return WandbLogger(experiment=run)
+    return Wandb(logged, experiment=run)
 
 
 def tensorboard_logger(run_dir: Path, config: dict[str, Any]) -> TensorBoardLogger:
     """TensorBoard event files in the run's folder: `tensorboard --logdir runs`."""
-    return TensorBoardLogger(save_dir=run_dir, name="tensorboard", version="")
+    return TensorBoard(_in_tensorboard(run_dir / "tensorboard"), save_dir=run_dir, name="tensorboard", version="")
 
 
 def log_picture(loggers: Sequence[Logger], key: str, pixels: NDArray[np.uint8], step: int) -> None:
@@ -70,8 +120,8 @@ def log_picture(loggers: Sequence[Logger], key: str, pixels: NDArray[np.uint8], 
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(key, [pixels], step=step)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(key, pixels, step, dataformats="HWC")
+        elif isinstance(logger, TensorBoard):
+            logger.log_picture(key, pixels, step)
 
 
 def where(loggers: Sequence[Logger]) -> list[str]:
@@ -93,7 +143,8 @@ def preempting(loggers: Sequence[Logger]) -> None:
     """Tell W&B that a run leaves because it was asked to, and will go on; a sweep then gives it out again."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.mark_preempting()
+            with contextlib.suppress(Exception):  # W&B may be gone
+                logger.experiment.mark_preempting()
 
 
 def finish(loggers: Sequence[Logger], exit_code: int = 0) -> None:
@@ -101,4 +152,39 @@ def finish(loggers: Sequence[Logger], exit_code: int = 0) -> None:
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
-        wandb.finish(exit_code=exit_code)
+        try:
+            wandb.finish(exit_code=exit_code)
+        except Exception as error:  # W&B may be gone
+            log.warning("W&B: the run could not be closed (%s)", " ".join(f"{error}".split())[:100])
+            with contextlib.suppress(Exception):
+                wandb.teardown(exit_code)
+
+
+def _in_wandb(run_dir: Path) -> Logged:
+    """What W&B's transaction logs of earlier parts of the run hold."""
+    from wandb.util import get_core_path
+
+    logged: Logged = set()
+    command = [get_core_path(), "leet", "inspect", "--json", "--no-observability", "--run-file"]
+    for path in run_dir.glob(
+        "wandb/*run-*/run-*.wandb"
+    ):  # a part that was killed early has only a stub, and gives none
+        for line in subprocess.run([*command, path], capture_output=True, text=True, check=False).stdout.splitlines():
+            row = json.loads(line).get("history", {}).get("item", {})
+            logged |= {(key.removesuffix("._type"), row.get("trainer/global_step")) for key in row}
+    return logged
+
+
+def _in_tensorboard(folder: Path) -> Logged:
+    """What the event files of earlier parts of the run hold."""
+    paths = sorted(folder.glob("events.out.tfevents.*"))
+    if not paths:
+        return set()
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    return {
+        (value.tag, event.step)
+        for path in paths
+        for event in LegacyEventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    }

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ class Recorder(pl.Callback):
         self.record |= {"status": "running", "curve": [], "validations": [], "seconds": 0.0, "steps": 0}
         self._began = time.perf_counter()
         self.record["cpu_seconds_to_first_step"] = None
+        self._training = False
         self._seen = 0  # the last step, which several accumulated batches may belong to
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._training = True
         # only here is the step known that a checkpoint continues from
         if self.path.exists():
             earlier = records.read(self.path)
@@ -40,6 +43,9 @@ class Recorder(pl.Callback):
                 self.record["started"] = earlier["started"]
             for key in ("curve", "validations"):
                 self.record[key] = [point for point in earlier[key] if point["step"] <= trainer.global_step]
+            for step, figures in tracked(self.record):  # the last of which a killed tracker may not have
+                for logger in trainer.loggers:
+                    logger.log_metrics(figures, step)
         self._seen = trainer.global_step
         self._began = time.perf_counter()
         self.write(trainer)
@@ -70,6 +76,13 @@ class Recorder(pl.Callback):
             log.info("%s", validation_line(trainer, pl_module))
         self.write(trainer)
 
+    def end(self, ending: records.Record) -> None:
+        """Note what ended the run; a part of it that has not come to train leaves the record of those before it."""
+        if not self._training and self.path.exists():
+            self.record.update(records.read(self.path))
+        self.record |= ending
+        records.write_json(self.path, self.record)
+
     def write(self, trainer: pl.Trainer) -> None:
         """Save the record as it stands; rank 0 only. Raises InputError when the folder is another's by now."""
         self.claim.check()
@@ -79,6 +92,22 @@ class Recorder(pl.Callback):
         self.record["steps"] = trainer.global_step
         if trainer.is_global_zero:
             records.write_json(self.path, self.record)
+
+
+def tracked(record: records.Record) -> Iterator[tuple[int, dict[str, float]]]:
+    """What the trackers have of a record: (step as Lightning counts it there, from 0; figures)."""
+    for point in record["curve"]:
+        names = {key: key if key == "epoch" else f"train/{key}" for key in point if key != "step"}
+        yield point["step"] - 1, {name: point[key] for key, name in names.items() if point[key] is not None}
+    for point in record["validations"]:
+        bicubic = [score["bicubic_psnr"] for scales in point["scores"].values() for score in scales.values()]
+        gain = point["psnr"] - sum(bicubic) / len(bicubic)
+        figures = {"val/psnr": point["psnr"], "val/gain": gain, "epoch": point["epoch"]}
+        for name, scales in point["scores"].items():
+            for scale, score in scales.items():
+                figures[f"val/{name}/{scale}/psnr"], figures[f"val/{name}/{scale}/ssim"] = score["psnr"], score["ssim"]
+                figures[f"val/{name}/{scale}/gain"] = score["psnr"] - score["bicubic_psnr"]
+        yield point["step"] - 1, figures
 
 
 def validation(task: SuperResolution) -> dict[str, Any]:
