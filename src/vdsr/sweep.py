@@ -107,35 +107,24 @@ def _psnr(record: dict[str, Any], name: str, scale: str) -> str:
 
 def _draw(found: list[dict[str, Any]], keys: list[str], path: Path) -> None:
     """Gain over bicubic at each scale, point by point."""
-    import matplotlib
+    from vdsr import plots, records
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from vdsr import records
-
-    figure, axes = plt.subplots(figsize=(1.6 + 1.1 * max(4, len(found)), 4.2))
+    figure = plots.figure(4.2, width=1.6 + 1.1 * max(4, len(found)))
+    axes = figure.subplots()
     labels = ["\n".join(f"{key.split('.')[-1]} {records.lookup(r['config'], key)}" for key in keys) for r in found]
     benchmarks = sorted({(name, scale) for r in found for name, s in r.get("metrics", {}).items() for scale in s})
-    for name, scale in benchmarks:
+    for number, (name, scale) in enumerate(benchmarks):
         points = [
             (i, figures["psnr"] - figures["bicubic_psnr"])
             for i, r in enumerate(found)
             if (figures := r.get("metrics", {}).get(name, {}).get(scale))
             and None not in (figures["psnr"], figures["bicubic_psnr"])
         ]
-        axes.plot(
-            [i for i, _ in points], [gain for _, gain in points], marker="o", label=f"{name} {scale.replace('x', '×')}"
-        )
-    axes.axhline(0, color="0.6", linewidth=1)
-    axes.set_xticks(range(len(found)), labels, fontsize=8)
-    axes.set_ylabel("PSNR above bicubic (dB)")
-    axes.set_title(found[0]["name"], loc="left", fontsize=10)
+        label = f"{name} {scale.replace('x', '×')}"
+        axes.plot([i for i, _ in points], [gain for _, gain in points], label=label, **plots.style(number))
+    axes.axhline(0, color=plots.GREY, linewidth=1)
+    plots.plain(axes, "", "PSNR above bicubic (dB)", found[0]["name"])
+    axes.set_xticks(range(len(found)), labels)
     if benchmarks:
         axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(path)
-    plt.close(figure)
+    plots.save(figure, path)

@@ -259,6 +259,7 @@ def test_the_paper():
 SCRIPTS = {
     "src/train.py": ["budget: ", "model: ", "data: ", "optim: ", "clip: ", "trainer: ", "logger: ", *EXPERIMENTS],
     "src/evaluate.py": ["weights=", "model=bicubic", "sets=", "scales=", "out=", "per_image=", "pictures="],
+    "src/report.py": ["records=", "out=", "pictures=", "crops=", "vdsr=", "srcnn=", "paths.data="],
     "src/convert.py": ["source=", "out=", "peak=", "residual="],
     "data_prep/prepare.py": ["dataset=", "source=", "name=", "overwrite=", "min_size=", "paths.data="],
     "data_prep/verify.py": ["path="],

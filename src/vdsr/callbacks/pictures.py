@@ -1,5 +1,6 @@
 """Pictures to look at: bicubic | network | original, a row a scale, PSNR under each."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -45,15 +46,30 @@ class Pictures(pl.Callback):
 def draw(
     net: torch.nn.Module, picture: Picture, scales: tuple[float, ...], device: torch.device, path: Path
 ) -> NDArray[np.uint8]:
+    """Bicubic | network | original: see `compare`."""
+    return compare({"network": net}, picture, scales, device, path)
+
+
+def compare(
+    networks: Mapping[str, torch.nn.Module],
+    picture: Picture,
+    scales: tuple[float, ...],
+    device: torch.device,
+    path: Path,
+) -> NDArray[np.uint8]:
     """Save the comparison of one picture as PNG (atomically) and return it as (H, W, 3) uint8.
 
-    PSNR is the whole picture's, by the benchmark protocol; what is shown is its most detailed part.
+    A row a scale: bicubic, each network by name, the original. PSNR is the whole picture's, by the benchmark
+    protocol; what is shown is its most detailed part.
     """
-    figure, axes = plt.subplots(len(scales), 3, figsize=(7.2, 2.6 * len(scales)), squeeze=False)
+    titles = ("bicubic", *networks, "original")
+    shape = (len(scales), len(titles))
+    figure, axes = plt.subplots(*shape, figsize=(2.4 * shape[1], 2.6 * shape[0]), squeeze=False)
     for row, scale in zip(axes, scales, strict=True):
-        ilr, sr, hr = restore(net, picture, scale, device)
+        restored = [restore(net, picture, scale, device) for net in networks.values()]
+        ilr, _, hr = restored[0]
         window = _most_detailed(hr)
-        for axis, luma, title in zip(row, (ilr, sr, hr), ("bicubic", "network", "original"), strict=True):
+        for axis, luma, title in zip(row, (ilr, *(sr for _, sr, _ in restored), hr), titles, strict=True):
             axis.imshow(colour(luma, picture.pixels, scale)[window])
             axis.set_xticks([])
             axis.set_yticks([])
