@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,15 @@ DISK_ERRORS = {
 
 
 def command(
-    config_name: str, point_failed: Callable[[DictConfig, str], None] = lambda cfg, why: None
+    config_name: str,
+    point_failed: Callable[[DictConfig, str], None] = lambda cfg, why: None,
+    verbatim: Sequence[str] = (),
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a script's entry point out of a function of a composed config, `conf/<config_name>.yaml`.
 
     What the user can mend ends in one line on stderr and exit status 1. In a sweep a point that fails
     is logged, given to `point_failed` and scored NaN, so that the other points still run.
+    verbatim: keys whose values are file names, which may hold what Hydra's grammar would read as its own.
     """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -68,6 +71,7 @@ def command(
 
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises in place of printing; the line is ours
+            sys.argv[1:] = [quoted(argument, verbatim) for argument in sys.argv[1:]]
             try:
                 hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)()
             except Exception as error:
@@ -79,6 +83,15 @@ def command(
         return main
 
     return decorate
+
+
+def quoted(argument: str, verbatim: Sequence[str]) -> str:
+    """`key=va(l,ue` → `key='va(l,ue'` for these keys, unless the value is quoted, null or free of such characters."""
+    key, equals, value = argument.partition("=")
+    if key not in verbatim or not equals or re.fullmatch(r"'.*'|\".*\"|[A-Za-z0-9_./+-]*", value):
+        return argument
+    value = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value)
+    return f"{key}='{value}'"
 
 
 def register_resolvers() -> None:
@@ -124,7 +137,9 @@ def explain(error: BaseException) -> str | None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; free space or name another folder (paths.data=…, paths.runs=…)"
     if type(error).__module__.startswith("submitit.") or 'Could not detect "srun"' in str(error):
-        return f"hydra/launcher=slurm: {' '.join(str(error).split())[:300]}; the same command goes on from what is there"
+        return (
+            f"hydra/launcher=slurm: {' '.join(str(error).split())[:300]}; the same command goes on from what is there"
+        )
     return None
 
 

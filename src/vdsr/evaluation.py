@@ -33,12 +33,10 @@ def evaluate(cfg: DictConfig) -> list[benchmark.Row]:
         raise InputError("give weights=NAME or FILE, or model=bicubic, and not both")
     if model and model._target_ != "vdsr.net.Bicubic":
         raise InputError("an untrained network has no scores: give weights=FILE, or model=bicubic")
-    if cfg.accelerator not in ("auto", "cpu", "cuda"):
-        raise InputError(f"accelerator={cfg.accelerator}: there are auto, cpu and cuda")
     if not isinstance(cfg.pictures, int):
         raise InputError(f"pictures={cfg.pictures}: give a whole number")
     hardware.exact()
-    device = torch.device("cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    device = hardware.device(cfg.accelerator)
     network = net.Bicubic() if model else weights.load(weights.find(cfg.weights))
     network = net.channels_last(network.to(device).eval())
     scales = parse_scales(cfg.scales, "scales")

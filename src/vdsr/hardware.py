@@ -3,12 +3,15 @@
 import logging
 import os
 import platform
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from vdsr.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,21 @@ def precision(setting: str) -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def device(accelerator: str) -> torch.device:
+    """The device of `auto` (the GPU where there is one), `cpu` or `cuda`. Raises InputError for anything else."""
+    if accelerator not in ("auto", "cpu", "cuda"):
+        raise InputError(f"accelerator={accelerator}: there are auto, cpu and cuda")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now; on a Mac, the most that it has held."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def exact() -> None:

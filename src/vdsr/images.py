@@ -8,12 +8,15 @@ What people's images hold is brought to 8-bit RGB or grey:
 - the EXIF orientation is applied
 """
 
+import contextlib
 import hashlib
 import io
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vdsr.errors import InputError
 
@@ -45,18 +48,28 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     Raises InputError, naming the image `name` and the remedy, when it is empty, not one of the five
     formats, damaged or truncated, animated, in CMYK or another colour space, or absurdly large.
     """
-    if not data:
+    file = io.BytesIO(data)
+    with opened(file, name) as image:
+        _refuse_unusable(image, name)
+        load(image, file)
+        return _to_uint8(ImageOps.exif_transpose(image))
+
+
+@contextlib.contextmanager
+def opened(file: BinaryIO, name: str) -> Iterator[ImageFile.ImageFile]:
+    """An image of one of the five formats with only its header read; see `load`.
+
+    Whatever goes wrong before the context ends is an InputError that names the image `name` and the remedy.
+    """
+    start = file.read(len(max(SIGNATURES, key=len)) + 4)
+    if not start:
         raise InputError(f"{name}: is empty (0 bytes); copy or download it again")
-    kind = image_format(data)
+    kind = image_format(start)
     if kind is None:
         raise InputError(f"{name}: is not a PNG, JPEG, WebP, TIFF or BMP image; convert it to PNG")
     try:
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            _refuse_unusable(image, name)
-            image.load()
-            if kind == "PNG" and PNG_END not in data:
-                raise EOFError("the end is missing")
-            return _to_uint8(ImageOps.exif_transpose(image))
+        with Image.open(file, formats=[kind]) as image:
+            yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name) from error
     except InputError:
@@ -65,6 +78,13 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
         raise InputError(
             f"{name}: does not decode, damaged or truncated ({_one_line(error)}); copy or download it again"
         ) from error
+
+
+def load(image: ImageFile.ImageFile, file: BinaryIO) -> None:
+    """Decode an `opened` image; one that is cut off raises here."""
+    image.load()
+    if image.format == "PNG" and not _holds(file, PNG_END):
+        raise EOFError("the end is missing")
 
 
 def pixel_checksum(pixels: NDArray[np.uint8]) -> str:
@@ -86,6 +106,17 @@ def _refuse_unusable(image: Image.Image, name: str) -> None:
         raise InputError(f"{name}: is animated or has several pages ({frames}); save the one you want as PNG")
     if image.mode not in TO_RGB | TO_GREY and not image.mode.startswith("I;16"):
         raise InputError(f"{name}: has colour mode {image.mode}; convert it to RGB or grey of 8 or 16 bits")
+
+
+def _holds(file: BinaryIO, text: bytes) -> bool:
+    """Whether that is anywhere in the file, which is not read as a whole."""
+    file.seek(0)
+    before = b""
+    while block := file.read(2**20):
+        if text in before + block:
+            return True
+        before = block[-len(text) :]
+    return False
 
 
 def _to_uint8(image: Image.Image) -> NDArray[np.uint8]:

@@ -68,6 +68,29 @@ def imresize(image: Tensor, factor: Fraction) -> Tensor:
     return resized[..., first : first + math.ceil(height * factor), first : first + math.ceil(width * factor)]
 
 
+@functools.lru_cache(maxsize=16)
+def enlargement(length: int, scale: Fraction, start: int, stop: int) -> tuple[slice, Tensor]:
+    """Rows `start:stop` of `imresize` by a scale of 1 or more, as a matrix over just the input rows they need.
+
+    length: of the whole input. Returns those rows and (stop - start, their number) float64 weights, the same for
+    any window: an enlargement cut into tiles is the whole one to rounding. For columns, multiply from the right.
+    """
+    p, q = scale.numerator, scale.denominator
+    position = (2 * torch.arange(start, stop) + 1) * q - p  # of the pixels' centres in the input, in 1/2p
+    left = torch.div(position, 2 * p, rounding_mode="floor")
+    taps = torch.arange(-1, 3)
+    distance = ((position - left * 2 * p).double() / (2 * p))[:, None] - taps
+    index = _mirror(left[:, None] + taps, length)
+    first, last = int(index.min()), int(index.max())
+    weights = torch.zeros(stop - start, last + 1 - first, dtype=torch.float64)
+    return slice(first, last + 1), weights.scatter_add_(1, index - first, _cubic(distance.abs()))
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' kernel, a = -0.5, for distances from 0 to 2."""
+    return torch.where(x <= 1, (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+
+
 def degrade(hr: Tensor, scale: float) -> Tensor:
     """Bicubic down- and upscaling of `hr`: the interpolated low resolution image (ILR).
 

@@ -1,14 +1,43 @@
 """A large image through a network, tile by tile, with nothing changed but the memory it takes."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 TILE = 512  # pixels a side: D = 20 needs 0.3 GB for one; smaller tiles spend more on their overlap
 
 
+class Tile(NamedTuple):
+    """Rows and columns: of the tile in the image, of the window it is computed from, of the tile in that window."""
+
+    place: tuple[slice, slice]
+    window: tuple[slice, slice]
+    inside: tuple[slice, slice]
+
+
+def cover(height: int, width: int, radius: int, tile: int = TILE) -> Iterator[Tile]:
+    """Tiles that make up an image, row by row; each window has the whole receptive field, or ends at the border.
+
+    All windows of an image have one size: the convolution library keeps memory for each that it meets.
+    """
+    for top in range(0, height, tile):
+        rows = _span(top, height, radius, tile)
+        for left in range(0, width, tile):
+            yield Tile(*zip(rows, _span(left, width, radius, tile), strict=True))
+
+
+def _span(start: int, length: int, radius: int, tile: int) -> tuple[slice, slice, slice]:
+    side = tile + 2 * radius
+    stop = min(start + tile, length)
+    first = max(0, min(start - radius, length - side))
+    return slice(start, stop), slice(first, min(first + side, length)), slice(start - first, stop - first)
+
+
 @torch.inference_mode()
 def upscale(net: nn.Module, ilr: Tensor, tile: int = TILE) -> Tensor:
-    """The network's output for (1, 1, H, W) ILR luma of any size; memory is bounded by one tile's.
+    """The network's output for (B, 1, H, W) ILR luma of any size; memory is bounded by one tile's.
 
     Tiles overlap by the network's `radius` and are cut back to what has its whole receptive field, so
     that each pixel is computed from the same numbers as without tiles. In float32 the result is equal to
@@ -19,12 +48,6 @@ def upscale(net: nn.Module, ilr: Tensor, tile: int = TILE) -> Tensor:
     if radius == 0 or max(height, width) <= tile:
         return net(ilr)
     sr = torch.empty_like(ilr)
-    side = tile + 2 * radius  # one size for all: the convolution library keeps memory for each that it meets
-    for top in range(0, height, tile):
-        for left in range(0, width, tile):
-            first_row = max(0, min(top - radius, height - side))
-            first_column = max(0, min(left - radius, width - side))
-            part = net(ilr[..., first_row : first_row + side, first_column : first_column + side])
-            row, column = top - first_row, left - first_column
-            sr[..., top : top + tile, left : left + tile] = part[..., row : row + tile, column : column + tile]
+    for place, window, inside in cover(height, width, radius, tile):
+        sr[(..., *place)] = net(ilr[(..., *window)])[(..., *inside)]
     return sr

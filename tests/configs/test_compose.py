@@ -261,6 +261,17 @@ SCRIPTS = {
     "src/evaluate.py": ["weights=", "model=bicubic", "sets=", "scales=", "out=", "per_image=", "pictures="],
     "src/report.py": ["records=", "out=", "pictures=", "crops=", "vdsr=", "srcnn=", "paths.data="],
     "src/convert.py": ["source=", "out=", "peak=", "residual="],
+    "src/upscale.py": [
+        "input=",
+        "output=",
+        "scale=",
+        "weights=",
+        "format=",
+        "codec=",
+        "memory=",
+        "ensemble=",
+        "overwrite=",
+    ],
     "data_prep/prepare.py": ["dataset=", "source=", "name=", "overwrite=", "min_size=", "paths.data="],
     "data_prep/verify.py": ["path="],
 }

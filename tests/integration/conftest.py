@@ -3,6 +3,7 @@ import io
 import logging
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -87,3 +88,27 @@ def run_dir(train, tmp_path_factory):
     result = train(folder.parent, f"hydra.run.dir={folder}")
     assert result.status == 0, result.err
     return folder
+
+
+def mounted(folder, options):
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        reason = f"cannot mount a small file system here: {done.stderr.strip()}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mount a file system of its own: `disk("size=100k")` → its folder."""
+    folder = tmp_path / "disk"
+
+    def mount(options):
+        mounted(folder, options)
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", folder], check=True)

@@ -372,30 +372,6 @@ def test_the_folder_of_another_run(train, run_dir, tmp_path):
 # --- folders that cannot be written ---
 
 
-def mounted(folder, options):
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode:
-        reason = f"cannot mount a small file system here: {done.stderr.strip()}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """Mount a file system of its own: `disk("size=100k")` → its folder."""
-    folder = tmp_path / "disk"
-
-    def mount(options):
-        mounted(folder, options)
-        return folder
-
-    yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("place", ["below a file", "read-only"])
 def test_a_folder_that_cannot_be_written(command, train, sets, disk, tmp_path, place):
     if place == "read-only":
