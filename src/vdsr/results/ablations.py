@@ -90,8 +90,8 @@ def theta(runs: Sequence[Run]) -> Section:
 
 
 def fractional(scored: Sequence[Run], own: Sequence[Run]) -> Section:
-    """Scales in between, that no patch was made at."""
-    question = "Does a network trained at ×2, ×3 and ×4 do for the scales in between? (section 4.3: it does)"
+    """Fractional scales, that no patch was made at."""
+    question = "Does a network trained at ×2, ×3 and ×4 do for scales that it was not trained at? (The paper: it does.)"
     groups = [points[0] for points in series({id(run): run for run in [*scored, *own]}.values())]
     tested = [b for b in benchmarks(groups) if b[1] <= 4]
     name = tested[0][0] if tested else ""
@@ -102,7 +102,7 @@ def fractional(scored: Sequence[Run], own: Sequence[Run]) -> Section:
     ]
     header = ["network, trained on", *map(shown, tested), "trained with", "outcome"]
     between = [gain for g in groups for b in tested if b[1] % 1 and (gain := g.value(b, "gain")) is not None]
-    verdict = holds("Above bicubic at each scale in between", between)
+    verdict = holds("Above bicubic at each fractional scale", between)
     return Section("Fractional scales", question, [Part("", [Table(header, rows)], [verdict])], own)
 
 

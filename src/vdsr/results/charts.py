@@ -148,7 +148,7 @@ def speed(groups: Sequence[Group], benchmark: Benchmark, path: Path) -> None:
     axes.set_xscale("log")
     axes.invert_xaxis()
     axes.margins(x=0.1, y=0.2)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    figure.legend(fontsize=8, frameon=False, loc="outside upper left")
     plots.plain(axes, "seconds per image (faster to the right)", f"PSNR on {shown(benchmark)} (dB)")
     plots.save(figure, path)
 
