@@ -122,9 +122,10 @@ def _run(point: Point, cfg: DictConfig) -> str:
     record = records.read(path)
     if record["status"] == "running":  # it had no time to say how it ended
         records.write_json(path, record | {"status": "killed", "error": f"ended with status {ended.returncode}"})
-    kept = Path(cfg.results) / path.parent.relative_to(runs).with_suffix(".json")
+    folder = path.parent.relative_to(runs)
+    kept = Path(cfg.results) / folder.parent / f"{folder.name}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(".tmp")
+    temporary = kept.with_name(f"{kept.name}.tmp")
     shutil.copyfile(path, temporary)
     temporary.replace(kept)
     return _status(runs, point) or "failed"

@@ -101,7 +101,7 @@ def test_data_that_has_to_be_named():
 
 
 def test_optimisers():
-    assert options("optim") == {"sgd", "adam"}
+    assert options("optim") == {"sgd", "cosine"}
     optimiser, _ = optimised(composed("optim=sgd"))
     assert isinstance(optimiser, torch.optim.SGD)
     (group,) = optimiser.param_groups
@@ -109,18 +109,23 @@ def test_optimisers():
     assert (group["nesterov"], group["dampening"]) == (False, 0)
 
 
-def test_adam_takes_one_cycle_over_the_steps():
-    optimiser, schedule = optimised(composed("optim=adam", "optim.lr=0.002", "trainer.max_steps=100"))
-    assert isinstance(optimiser, torch.optim.Adam)
+def test_a_cosine_falls_to_nothing_over_the_steps():
+    optimiser, schedule = optimised(composed("optim=cosine", "trainer.max_steps=100"))
+    assert isinstance(optimiser, torch.optim.SGD)
     rates = []
     for _ in range(100):
         rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         schedule.step()
-    assert max(rates) == pytest.approx(0.002, rel=0.02)
-    assert 3 <= rates.index(max(rates)) <= 6
-    assert rates[0] < 1e-4
-    assert rates[-1] < 1e-5
+    assert rates[0] == 0.1
+    assert rates[50] == pytest.approx(0.05)
+    assert rates[-1] < 1e-4
+
+
+def test_the_full_budget_takes_a_cosine_unless_told_otherwise():
+    assert "T_max" in composed("budget=full").optim.schedule
+    assert "T_max" in composed("+experiment=paper", "budget=full").optim.schedule
+    assert "factor" in composed("budget=full", "optim=sgd").optim.schedule
 
 
 @pytest.mark.parametrize("option", ["default"])

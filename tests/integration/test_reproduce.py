@@ -83,6 +83,13 @@ def test_a_diverged_run_is_not_continued(arguments, command, tmp_path):
     assert log.read_text().count("diverged: the loss is") >= 2
 
 
+def test_each_point_of_a_sweep_keeps_a_record_of_its_own(arguments, command, tmp_path):
+    result = command(tmp_path, "src/reproduce.py", *arguments("name=widths model.width=4,8"))
+    assert result.status == 0, result.err
+    kept = [path for path in (tmp_path / "results").rglob("*.json")]
+    assert sorted(json.loads(path.read_text())["network"]["width"] for path in kept) == [4, 8]
+
+
 def test_sweeps_are_taken_point_by_point(arguments, command, tmp_path):
     listed = command(
         tmp_path, "src/reproduce.py", *arguments("name=depths model.depth=3,4 seed=0,1"), "dry_run=true"
