@@ -79,24 +79,25 @@ requeue() {
 
 # stage OVERRIDES…: copy the sets that the run reads to each node's own disk, if it has one; sets `staged` to the override
 # that says so. Whatever is in the way, the run reads them where they are.
+# shellcheck disable=SC2016  # what is not to be expanded here is Hydra's, or the other shells'
 stage() {
     staged=()
     local config folder sets set
-    [[ ${SLURM_TMPDIR:-} ]] || return 0
-    config=$(python "$root/src/train.py" "$@" --cfg job --resolve 2>/dev/null) || return 0 # the run itself will say why
+    # an override that refers to the path would give the run another name
+    [[ ${SLURM_TMPDIR:-} && $* != *'${paths.data}'* ]] || return 0
+    config=$(python "$root/src/train.py" "$@" --cfg job 2>/dev/null) || return 0 # the run itself will say why
     mapfile -t sets < <(python -c '
 import sys, yaml
 config = yaml.safe_load(sys.stdin)
-folder, data = config["paths"]["data"].rstrip("/"), config["data"]
-below = {name for name in [data["train"], *data["val"], *(data["test"] or [])] if name.startswith(folder + "/")}
-print(folder, *sorted(name.removeprefix(folder + "/") for name in below), sep="\n")' <<<"$config")
+data, below = config["data"], "${paths.data}/"
+names = {name for name in [data["train"], *data["val"], *(data["test"] or [])] if name.startswith(below)}
+print(config["paths"]["data"], *sorted(name.removeprefix(below) for name in names), sep="\n")' <<<"$config")
     folder=$(realpath -m "${sets[0]}")
     sets=("${sets[@]:1}")
     for set in "${sets[@]}"; do
         [[ -d $folder/$set ]] || return 0 # not prepared yet
     done
     ((${#sets[@]})) || return 0
-    # shellcheck disable=SC2016  # for the shell on each node
     if srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c '
         cd "$1" && mkdir -p "$2" || exit
         (( $(du -skc "${@:3}" | tail -n 1 | cut -f 1) < $(df -k --output=avail "$2" | tail -n 1) )) || exit
@@ -121,7 +122,8 @@ await() {
 train() {
     local step='' ranks=${SLURM_NTASKS_PER_NODE:-1}
     warned=
-    trap 'warned=yes; [[ ! $step ]] || kill -USR1 "$step"' USR1 # srun passes it on to every rank
+    # srun passes it on to every rank
+    trap 'warned=yes; say "warned before the end of the job: USR1 passed on"; [[ ! $step ]] || kill -USR1 "$step"' USR1
     if ((${SLURM_GPUS_ON_NODE:-0} && SLURM_GPUS_ON_NODE != ranks)); then
         die "$SLURM_GPUS_ON_NODE GPUs a node but $ranks ranks: give sbatch the same --gpus-per-node and --ntasks-per-node"
     fi

@@ -672,3 +672,79 @@ def test_imports_no_torch_and_no_lightning():
     code = f"import sys, data_prep.prepare; sys.exit(bool({heavy} & set(sys.modules)))"
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}).returncode == 0
+
+
+# --- by several jobs ---
+
+
+@pytest.fixture
+def jobs(tmp_path, command):
+    """`prepare.py -m` in this process, its jobs one after the other."""
+
+    def send(*words):
+        return command(tmp_path, "data_prep/prepare.py", "-m", *words)
+
+    return send
+
+
+@pytest.mark.parametrize("parts", [1, 3, 80])
+def test_jobs_make_the_same_bytes(album, jobs, tmp_path, parts):
+    for number in range(64):
+        (album / f"more{number}.png").write_bytes(encode(pixels(number, 44, 41)))
+    run(tmp_path / "one", "dataset=folder", f"source='{album}'", "name=mine")
+    done = jobs("dataset=folder", f"source='{album}'", "name=mine", "paths.data=many", f"parts={parts}")
+    assert done.status == 0, done.err
+    assert contents(tmp_path / "one" / "mine") == contents(tmp_path / "many" / "mine")
+    assert len(contents(tmp_path / "many" / "mine")) == 4
+    assert not (tmp_path / "many" / ".mine.checked").exists()
+
+
+def test_the_last_step_neither_decodes_nor_reads_images(source, tmp_path, monkeypatch):
+    cfg = ["dataset=train291", f"source={source}", f"paths.data={tmp_path}/data", "parts=2"]
+    for stage in ("check", "pack"):
+        for part in range(2):
+            prepare.run_share(config(*cfg, f"stage={stage}", f"part={part}"))
+    monkeypatch.setattr(sources, "describe", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(shards, "_pack", lambda *_: pytest.fail("packed"))
+    monkeypatch.setattr(sources, "sha256", lambda data: pytest.fail("read"))
+    prepare.Index().on_multirun_end(config(*cfg))
+    assert ShardSet.open(tmp_path / "data" / "train291").faults() == []
+
+
+def test_a_job_that_was_lost_is_made_up_for(source, tmp_path):
+    cfg = ["dataset=train291", f"source={source}", "parts=2"]
+    for stage in ("check", "pack"):
+        prepare.run_share(config(*cfg, f"paths.data={tmp_path}/data", f"stage={stage}", "part=1"))
+    prepare.Index().on_multirun_end(config(*cfg, f"paths.data={tmp_path}/data"))
+    run(tmp_path / "one", "dataset=train291", f"source={source}")
+    assert contents(tmp_path / "one" / "train291") == contents(tmp_path / "data" / "train291")
+
+
+def test_an_image_that_changes_between_check_and_pack(source, tmp_path):
+    cfg = ["dataset=set5", f"source={source}", f"paths.data={tmp_path}/data", "parts=1", "part=0"]
+    prepare.run_share(config(*cfg, "stage=check"))
+    (source / "Set5" / "head.png").write_bytes(encode(pixels(77)))
+    with pytest.raises(InputError, match=r"Set5/head\.png: changed while it was being read; run again"):
+        prepare.run_share(config(*cfg, "stage=pack"))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["dataset=set5"], "jobs can share the work on local images only: give source=DIR"),
+        (["dataset=set5", "source=nowhere"], "source=nowhere does not exist"),
+        (["dataset=folder"], "dataset=folder needs source=DIR"),
+    ],
+)
+def test_no_job_is_sent_out_for_nothing(jobs, tmp_path, words, complaint):
+    failed = jobs(*words, "parts=2")
+    assert failed.status == 1
+    assert failed.err.startswith(f"error: {complaint}")
+    assert failed.err.count("\n") == 1
+    assert failed.out == ""
+
+
+def test_parts_need_jobs(command, tmp_path):
+    failed = command(tmp_path, "data_prep/prepare.py", "dataset=set5", "parts=2")
+    assert (failed.status, failed.err.count("\n")) == (1, 1)
+    assert failed.err.startswith("error: parts=2 shares the work among jobs: give -m too")

@@ -12,6 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPT = re.compile(r"(src|data_prep)/\w+\.py")
@@ -45,7 +46,7 @@ def with_and_without(line):
 
 def collected():
     """(where, command) for every command of ours that people are shown."""
-    found = [(path.name, line) for path in sorted(ROOT.glob("*.md")) for line in typed(text(path))]
+    found = [(path.name, line) for path in DOCUMENTS for line in typed(text(path))]
     for path in EXPERIMENTS:
         command = re.search(r"^# Command: *(.*)$", text(path), re.MULTILINE)
         found += [(path.name, line) for line in with_and_without(command[1] if command else "# no command")]
