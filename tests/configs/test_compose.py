@@ -152,7 +152,7 @@ def test_loggers():
 
 
 def test_budgets():
-    assert options("budget") == {"quick", "paper"}
+    assert options("budget") == {"quick", "twentieth", "paper", "full"}
     for option in options("budget"):
         cfg = composed(f"budget={option}")
         budget = cfg.budget
@@ -185,12 +185,13 @@ SWEEPS = {
     "theta_sweep": {"clip.theta": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]},
     "scale_sweep": {"data.scales": [[2], [3], [4], [2, 3], [2, 4], [3, 4], [2, 3, 4]]},
     "residual_ablation": {"model.residual": [True, False], "optim.lr": [0.1, 0.01, 0.001]},
+    "clip_ablation": {"clip": ["none", "norm"]},
     "precision": {"seed": [0, 1, 2], "trainer.precision": ["32-true", "bf16-mixed"]},
 }
 
 
 def sweep(name):
-    """What an experiment sweeps over: key → the values as overrides."""
+    """What an experiment sweeps over: key or group → the values as overrides."""
     params = composed(f"+experiment={name}", with_hydra=True).hydra.sweeper.params or {}
     parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
     return {o.get_key_element(): [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] for o in parsed}
@@ -218,9 +219,11 @@ def test_every_point_of_an_experiment_builds(name, budget):
     for point in itertools.product(*swept.values()):
         cfg = composed(f"+experiment={name}", f"budget={budget}", *point)
         OmegaConf.to_container(cfg.trainer, resolve=True)
-        found.append(tuple(OmegaConf.select(cfg, key) for key in keys))
+        picked = dict(override.split("=", 1) for override in point)
+        found.append(tuple(picked[key] if key == "clip" else OmegaConf.select(cfg, key) for key in keys))
+        instantiate(cfg.clip)
         network = instantiate(cfg.model)
-        assert (network.depth, network.residual) == (cfg.model.depth, cfg.model.residual)
+        assert all(getattr(network, key) == cfg.model[key] for key in ("depth", "residual") if key in cfg.model)
         optimised(cfg)
         # where training ends shows only at its end
         single = name not in SWEEPS or name == "precision"
