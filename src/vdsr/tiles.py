@@ -1,5 +1,6 @@
 """A large image through a network, tile by tile, with nothing changed but the memory it takes."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,12 +21,14 @@ class Tile(NamedTuple):
 def cover(height: int, width: int, radius: int, tile: int = TILE) -> Iterator[Tile]:
     """Tiles that make up an image, row by row; each window has the whole receptive field, or ends at the border.
 
-    All windows of an image have one size: the convolution library keeps memory for each that it meets.
+    All windows of an image have one size: the convolution library keeps memory for each that it meets. Tiles are
+    `tile` pixels a side, or as much less as makes them all alike.
     """
-    for top in range(0, height, tile):
-        rows = _span(top, height, radius, tile)
-        for left in range(0, width, tile):
-            yield Tile(*zip(rows, _span(left, width, radius, tile), strict=True))
+    down, across = (math.ceil(length / math.ceil(length / tile)) for length in (height, width))
+    for top in range(0, height, down):
+        rows = _span(top, height, radius, down)
+        for left in range(0, width, across):
+            yield Tile(*zip(rows, _span(left, width, radius, across), strict=True))
 
 
 def _span(start: int, length: int, radius: int, tile: int) -> tuple[slice, slice, slice]:

@@ -1,5 +1,6 @@
 """Pictures in, larger and sharper pictures out: luma through the network, the rest by bicubic interpolation."""
 
+import hashlib
 import itertools
 import math
 import re
@@ -120,17 +121,25 @@ class Upscaler:
                 progress(part.shape[0] * part.shape[1])
             yield strip
 
-    def tile_within(self, taken: int, per_row: int) -> int:
+    def tile_within(self, taken: int, per_row: int = 0, largest: int = TILE) -> int:
         """The largest tile, in pixels a side, that the memory allows. Raises InputError if there is none.
 
         taken: bytes that a picture takes besides; per_row: bytes of a row of what is held of its tiles.
         """
-        for tile in range(TILE, 0, -SMALLEST_TILE):
+        for tile in range(largest, 0, -SMALLEST_TILE):
             side = tile + 2 * self.radius
             lacking = taken + per_row * tile + BYTES_PER_FILTER * max(self._width, 16) * side**2 + SLACK - self._room
             if lacking <= 0:
                 return tile
         raise InputError(f"needs {math.ceil(lacking / 1e6):,} MB more than memory= allows")
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that decides what comes out: weights, precision, ensemble, device."""
+        digest = hashlib.sha256(f"{type(self.net)} {self._bf16} {self.device.type}".encode())
+        for name, tensor in self.net.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def luma(self, ilr: Tensor, tile: int = TILE) -> Tensor:
         """(B, 1, H, W) ILR luma in [0, 1] through the network, in tiles."""

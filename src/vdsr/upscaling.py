@@ -30,9 +30,10 @@ VIDEOS = (
     ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
     ".3gp", ".ogv",
 )  # fmt: skip
+VIDEO_CODECS = ("h264", "h265", "av1", "ffv1")
 CONTAINERS = (".mp4", ".m4v", ".mkv", ".mov", ".webm")  # of videos that are written
 
-Advance = Callable[[float], object]  # called with the share of the file that was done
+Advance = Callable[[float, str], object]  # called with the share of the file that was done, and at what rate
 
 
 class Job(NamedTuple):
@@ -49,6 +50,7 @@ class Settings(NamedTuple):
     name: str  # of outputs beside their inputs, such as x2.5
     format: str | None
     quality: int
+    codec: str | None
     overwrite: bool
 
 
@@ -70,9 +72,10 @@ def upscale(cfg: DictConfig) -> None:
         )
     left_out = 0
     sizes = [1 if job.source == STREAM else max(1, job.source.stat().st_size) for job in jobs]
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    text = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[rate]}"))
+    columns = (text[0], BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), text[1])
     with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=sum(sizes))
+        task = bar.add_task("", total=sum(sizes), rate="")
         for number, (job, size) in enumerate(zip(jobs, sizes, strict=True), 1):
             bar.update(task, description=f"{number}/{len(jobs)} {job.source.name}")
             try:
@@ -139,15 +142,27 @@ def _one(job: Job, settings: Settings, upscaler: Upscaler, advance: Advance) -> 
     with _reading(job.source) as file:
         start = file.read(16)
         file.seek(0)
-        if not (job.source == STREAM or image_format(start) or job.source.suffix.lower() in PICTURES):
-            raise InputError(f"{job.source}: is no picture")
-        done = _picture(file, job, settings, upscaler, advance)
+        if job.source == STREAM or image_format(start) or job.source.suffix.lower() in PICTURES:
+            done = _picture(file, job, settings, upscaler, lambda share: advance(share, ""))
+            return f"{job.target}: {done}, {time.perf_counter() - began:.1f} s"
+    done = _video(job, settings, upscaler, lambda share, fps: advance(share, f"{fps:.1f} frames/s" if fps else ""))
     return f"{job.target}: {done}, {time.perf_counter() - began:.1f} s"
 
 
-def _picture(file: BinaryIO, job: Job, settings: Settings, upscaler: Upscaler, advance: Advance) -> str:
+def _video(job: Job, settings: Settings, upscaler: Upscaler, advance: Callable[[float, float], object]) -> str:
+    from vdsr import video  # FFmpeg's libraries, which pictures do not need
+
+    if job.target.suffix.lower() not in CONTAINERS:
+        raise InputError(f"{job.source}: is no picture; a video goes into {', '.join(CONTAINERS)}: name such an output")
+    done = video.upscale(job.source, job.target, upscaler, settings.scale, settings.codec, advance)
+    return f"{done.frames} frames of {done.width}×{done.height}, {done.frames_per_second:.1f} frames/s"
+
+
+def _picture(
+    file: BinaryIO, job: Job, settings: Settings, upscaler: Upscaler, advance: Callable[[float], object]
+) -> str:
     name = "standard input" if job.source == STREAM else str(job.source)
-    photo = photos.read(file, name, check=lambda taken: upscaler.tile_within(taken, 0))
+    photo = photos.read(file, name, check=lambda taken: upscaler.tile_within(taken))
     pixels = photo.pixels
     suffix = job.target.suffix.lower() if job.target != STREAM else photos.SUFFIXES.get(settings.format or "", "")
     kind = photos.KINDS.get(suffix) or (photo.kind if photo.kind in photos.KINDS.values() else "PNG")
@@ -195,8 +210,11 @@ def _settings(cfg: DictConfig) -> Settings:
         raise InputError(f"format={cfg.format}: there are {', '.join(photos.SUFFIXES)}")
     if not isinstance(cfg.quality, int) or not 1 <= cfg.quality <= 100:
         raise InputError(f"quality={cfg.quality}: give a whole number from 1 to 100")
-    return Settings(parse_scale(cfg.scale), f"x{cfg.scale:g}", cfg.format, cfg.quality, bool(cfg.overwrite))
+    if cfg.codec not in (None, *VIDEO_CODECS):
+        raise InputError(f"codec={cfg.codec}: there are {', '.join(VIDEO_CODECS)}")
+    scale = parse_scale(cfg.scale)
+    return Settings(scale, f"x{float(scale):g}", cfg.format, cfg.quality, cfg.codec, bool(cfg.overwrite))
 
 
-def _advance(bar: Progress, task: TaskID, size: int, share: float) -> None:
-    bar.advance(task, share * size)
+def _advance(bar: Progress, task: TaskID, size: int, share: float, rate: str) -> None:
+    bar.update(task, advance=share * size, rate=rate)
