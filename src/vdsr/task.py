@@ -72,7 +72,7 @@ class SuperResolution(pl.LightningModule):
         sr = hardware.in_chunks(self._train_forward, batch.ilr, self.chunk)
         loss = (sr - batch.hr).square().sum() / (2 * len(batch.hr))
         if self.logs_this_step:
-            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)  # of all ranks' patches
         return loss
 
     @property

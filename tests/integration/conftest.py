@@ -1,11 +1,13 @@
 import contextlib
 import io
+import json
 import logging
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -112,3 +114,41 @@ def disk(tmp_path):
     yield mount
     if os.path.ismount(folder):
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def attempts(tmp_path_factory):
+    """Attempts at a run: `attempts(*arguments, ranks=1, **order)` → statuses and what was printed; see attempts.py."""
+    if sys.platform != "linux":
+        pytest.skip("finds processes in /proc")
+    folder = tmp_path_factory.mktemp("attempts")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "WANDB_MODE": "offline", "COLUMNS": "200"}
+    environment |= {"WANDB_X_DISABLE_STATS": "true", "WANDB_DISABLE_GIT": "true"}  # which take seconds
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "integration" / "attempts.py"],
+        cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def attempt(*arguments, ranks=1, **order):
+        log = folder / "log"
+        log.write_text("")
+        order |= {"arguments": arguments, "ranks": ranks, "log": str(log)}
+        process.stdin.write(json.dumps(order, default=str) + "\n")
+        process.stdin.flush()
+        return SimpleNamespace(statuses=json.loads(process.stdout.readline()), out=log.read_text())
+
+    yield attempt
+    process.stdin.close()
+    process.stdout.close()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def frequent(sets):
+    """A small training that logs each step, checkpoints every third and validates every eighth."""
+    return [
+        f"data.train={sets.train}", f"data.val=[{sets.val}]", f"paths.data={sets.root}",
+        "data.scales=[2]", "data.patch=24", "data.batch_size=8", "model.depth=3", "model.width=8",
+        "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every_n_steps=1",
+        "trainer.max_steps=120", "trainer.validations=15", "trainer.checkpoint_every=3",
+    ]  # fmt: skip
