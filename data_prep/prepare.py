@@ -5,18 +5,13 @@
 `--help` shows the rest.
 """
 
-import shutil
-import sys
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from filelock import FileLock
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep import shares
@@ -35,7 +30,7 @@ from data_prep.sources import (
     local_files,
     own_images,
 )
-from vdsr.cli import command, explain
+from vdsr.cli import command
 from vdsr.errors import InputError
 from vdsr.shards import INDEX, DamagedError, Sample, ShardSet, slug, with_unique_keys, write, write_share
 
@@ -79,44 +74,16 @@ def run_share(cfg: DictConfig) -> None:
         out = Path(cfg.paths.data, request.name)
         existing = _look(out, cfg.overwrite)
         if cfg.stage == "check":
-            shares.check(_files(request), _notes(out), cfg.part, cfg.parts)
+            shares.check(files_of(request), notes_of(out), cfg.part, cfg.parts)
             continue
-        images = request.collect(shares.checked(_notes(out), cfg.parts))
+        images = request.collect(shares.checked(notes_of(out), cfg.parts))
         samples = with_unique_keys(sample for sample, _ in images)
         if not (existing and existing.samples == tuple(samples)):
             write_share(out, samples, _reader(samples, images), cfg.part, cfg.parts)
 
 
-class Index(Callback):
-    """Before and after the jobs of `-m parts=…`, in the process that sends them out: puts their shards together."""
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        with _errors_end():
-            for request in requests(config):
-                _files(request)
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        with _errors_end():
-            for request in requests(config):
-                data_dir = Path(config.paths.data)
-                notes = _notes(data_dir / request.name)
-                prepare(request, data_dir, config.overwrite, shares.checked(notes, config.parts))
-                shutil.rmtree(notes, ignore_errors=True)
-
-
-@contextmanager
-def _errors_end() -> Iterator[None]:
-    """Where Hydra would only warn of an exception, end."""
-    try:
-        yield
-    except Exception as error:
-        complaint = explain(error)
-        if complaint is None:
-            traceback.print_exc()
-        sys.exit(f"error: {complaint}" if complaint else 1)
-
-
-def _files(request: Request) -> list[tuple[str, Candidate]]:
+def files_of(request: Request) -> list[tuple[str, Candidate]]:
+    """What jobs can share; InputError where that is nothing."""
     if request.files is None:
         raise InputError("jobs can share the work on local images only: give source=DIR, which every job sees")
     return request.files()
@@ -227,7 +194,8 @@ def _reader(samples: list[Sample], images: list[Image]) -> Callable[[Sample], by
     return lambda sample: candidates[sample.key].read()
 
 
-def _notes(out: Path) -> Path:
+def notes_of(out: Path) -> Path:
+    """Where the jobs that prepare `out` note what they found."""
     return out.with_name(f".{out.name}.checked")
 
 
