@@ -161,16 +161,19 @@ def _merge(rows: Sequence[tuple[Windows, int]]) -> Windows:
     return Windows(rows[0][0].scale, *map(torch.stack, columns))
 
 
-class Pictures(Dataset[Picture]):
-    """Benchmark images, dealt out to the ranks like cards: none twice."""
+class Pictures(Dataset[Picture | None]):
+    """Benchmark images, dealt out to the ranks like cards: none twice. A rank that goes without gets None.
+
+    Without any batch Lightning would leave the whole validation out there, and the others would wait for that rank.
+    """
 
     def __init__(self, pictures: Sequence[Picture], rank: int, ranks: int) -> None:
-        self.pictures = pictures[rank::ranks]
+        self.pictures: Sequence[Picture | None] = pictures[rank::ranks] or [None]
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> Picture | None:
         return self.pictures[index]
 
 
@@ -283,13 +286,13 @@ class SuperResolutionData(pl.LightningDataModule):
         batches = Batches(self.plan, store, self.patch, start, samples)
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
 
-    def val_dataloader(self) -> DataLoader[Picture]:
+    def val_dataloader(self) -> DataLoader[Picture | None]:
         return self._benchmark(self.val_shards)
 
-    def test_dataloader(self) -> DataLoader[Picture]:
+    def test_dataloader(self) -> DataLoader[Picture | None]:
         return self._benchmark(self.test_shards)
 
-    def _benchmark(self, sets: Sequence[ShardSet]) -> DataLoader[Picture]:
+    def _benchmark(self, sets: Sequence[ShardSet]) -> DataLoader[Picture | None]:
         assert self.trainer is not None
         pictures = [picture for shards in sets for picture in self.pictures(shards)]
         dealt = Pictures(pictures, self.trainer.global_rank, self.trainer.world_size)

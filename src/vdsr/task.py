@@ -105,8 +105,10 @@ class SuperResolution(pl.LightningModule):
             self.log("epoch", self.epoch)
         self.clip(parameters, gamma)
 
-    def validation_step(self, picture: Picture, batch_idx: int) -> None:
-        """Score one image at every scale, in float32 whatever training's precision is."""
+    def validation_step(self, picture: Picture | None, batch_idx: int) -> None:
+        """Score one image at every scale, in float32 whatever training's precision is; None is no image."""
+        if picture is None:
+            return
         for scale in self.scales:
             ilr, sr, hr = restore(self.net, picture, scale, self.device)
             benchmark = (picture.set, scale)
