@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def test_with_a_cache_each_shard_is_fetched_once(tmp_path, sets, photos, server)
 
 
 def test_training_from_an_address(tmp_path, train, photos, server):
-    server.faults = [None, None, None, None, "fail"]
+    server.faults = [None, "fail", None, "cut", None, None, "fail", None, "stall", None]
     streamed = [f"data.train={server.place}", "data.mode=stream", "data.stream.workers=1", "data.stream.timeout=2"]
     folder = tmp_path / "run"
     done = train(tmp_path, *streamed, f"hydra.run.dir={folder}")
@@ -247,6 +248,10 @@ def test_training_from_an_address(tmp_path, train, photos, server):
     assert record["status"] == "finished"
     assert record["data"]["checksums"]["photos"] == photos.checksum
     assert record["data"]["patches_per_epoch"] == 12 * 16
+    assert [point["step"] for point in record["curve"]] == [1, 2, 3, 4]
+    assert record["curve"][-1]["epoch"] == pytest.approx(4 * 4 / (12 * 16))  # four steps of four samples
+    (shown,) = re.findall(r"data: (\d+) retr(?:y|ies) of shards", (folder / "train.log").read_text())
+    assert int(shown) >= 2
     for shard in server.folder.glob("*.tar"):
         shard.unlink()
     failed = train(tmp_path, *streamed, f"hydra.run.dir={tmp_path / 'other'}")
