@@ -112,7 +112,9 @@ def run(cfg: DictConfig) -> float:
     except BaseException as error:
         if isinstance(error, OSError) and not error.filename:
             error.filename = str(run_dir)  # a full disk does not say where
-        if status := signals.asked():  # a signal that ended another rank first, whose absence is an error here
+        if (status := signals.asked()) and not isinstance(error, signals.Preempted):
+            # most likely another rank has left first, and is missed here
+            log.warning("asked to leave, after %s", " ".join(f"{type(error).__name__}: {error}".split())[:200])
             error = signals.Preempted(status)
         if isinstance(error, signals.Preempted):
             exit_code = int(error.code or 0)
