@@ -72,14 +72,22 @@ class Upscaler:
         precision: str = "auto",
         memory: str | None = None,
         ensemble: bool = False,
+        backend: str = "torch",
     ) -> "Upscaler":
         """The network of that name, or of a weights file; on the GPU where there is one.
 
-        accelerator: auto, cpu or cuda; memory: such as `1GB`. Raises InputError, also for weights that cannot be read.
+        accelerator: auto, cpu or cuda; memory: such as `1GB`; backend: torch, or onnx for ONNX Runtime on the CPU in
+        float32. Raises InputError, also for weights that cannot be read.
         """
         hardware.exact()
         bound = None if memory is None else parse_memory(memory)
+        if backend not in ("torch", "onnx"):
+            raise InputError(f"backend={backend}: there are torch and onnx")
         device, net = hardware.device(accelerator), weights.load(weights.find(name))
+        if backend == "onnx":
+            from vdsr.portable import OnnxRuntime  # needs packages that are not always there
+
+            device, precision, net = torch.device("cpu"), "32-true", OnnxRuntime(net)
         return cls(net, device=device, precision=precision, memory=bound, ensemble=ensemble)
 
     def upscale(self, image: Picture, scale: float = 2) -> Picture:

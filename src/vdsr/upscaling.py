@@ -61,7 +61,7 @@ def upscale(cfg: DictConfig) -> None:
     """
     settings = _settings(cfg)
     jobs = plan(str(cfg.input), None if cfg.output is None else str(cfg.output), settings)
-    options = {name: cfg[name] for name in ("accelerator", "precision", "ensemble", "memory")}
+    options = {name: cfg[name] for name in ("accelerator", "precision", "ensemble", "memory", "backend")}
     upscaler = Upscaler.load(str(cfg.weights), **options)
     streaming = jobs[0].target == STREAM
     say = Console(highlight=False, markup=False, soft_wrap=True, quiet=streaming).print
