@@ -56,18 +56,22 @@ environment() {
 # requeue STATUS: start the job again where that helps, and only then.
 #   85             the ranks were warned (USR1) and saved
 #   134, 137, 139  a rank died (abort, kill -9 or out of memory, segmentation fault)
-# Not after 1 (an error that would come again) nor 143 (TERM: preempted and requeued by Slurm, or cancelled by the user),
-# and only while the job still is RUNNING: Slurm has requeued or cancelled it otherwise.
+#   143            the ranks were ended (TERM) and saved: only in the grace time of a preemption, which Slurm would have
+#                  waited out to requeue the job; after an end of its own the job would be over
+# Not after 1, an error that would come again. And only while the job still is RUNNING: if it is not, its user has cancelled
+# it, or Slurm has requeued it, after a preemption or the loss of a node.
 requeue() {
-    local state
+    local shown state=unknown
+    shown=$(scontrol show job -o "$job")
+    [[ ! $shown =~ \ JobState=([A-Z_]+) ]] || state=${BASH_REMATCH[1]}
     case $1 in
     85 | 134 | 137 | 139) ;;
     138) [[ ${warned:-} ]] || return 0 ;; # USR1 found Python without its handlers yet
+    143) [[ $shown != *" PreemptTime=None "* ]] || return 0 ;;
     *) return 0 ;;
     esac
-    state=$(scontrol show job -o "$job" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p; q')
     if [[ $state != RUNNING ]]; then
-        say "job $job ended with status $1 and is ${state:-unknown} already: nothing to do"
+        say "job $job ended with status $1 and is $state already: left to Slurm"
     elif ((restarts >= max_restarts)); then
         say "job $job ended with status $1 after $restarts restarts: not requeued; submit it again to go on" \
             "(VDSR_MAX_RESTARTS=$max_restarts)"

@@ -16,6 +16,8 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
 
+from vdsr.cli import explain
+
 VARIABLE = "VDSR_POINT"
 
 
@@ -33,6 +35,7 @@ class OnePoint(Callback):
             return
         every = points(config)
         if asked == "list":
+            _check(config, every)
             sys.stdout.writelines(" ".join(point) + "\n" for point in every)
             sys.exit()
         if not asked.isdecimal() or int(asked) >= len(every):
@@ -48,6 +51,17 @@ class OnePoint(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if getattr(self, "failed", False):
             sys.exit(1)
+
+
+def _check(config: DictConfig, every: list[list[str]]) -> None:
+    try:
+        for point in every:
+            GlobalHydra.instance().config_loader().load_sweep_config(config, point)
+    except Exception as error:  # Hydra would only warn, here
+        complaint = explain(error)
+        if complaint is None:
+            raise
+        sys.exit(f"error: {complaint}")
 
 
 def points(config: DictConfig) -> list[list[str]]:

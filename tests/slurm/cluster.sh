@@ -99,7 +99,6 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
 SlurmdParameters=config_overrides
 JobRequeue=1
 ReturnToService=2
@@ -111,6 +110,7 @@ MinJobAge=3600
 GresTypes=gpu
 $(for ((k = 1; k <= $1; k++)); do echo "NodeName=node$k NodeAddr=$net.$((10 + k)) CPUs=4 RealMemory=4000 Gres=gpu:2"; done)
 PartitionName=normal Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=grace Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF
 CONF
     # what pretends to be a GPU

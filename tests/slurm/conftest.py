@@ -42,7 +42,8 @@ def until(condition, what):
 
 
 class Cluster:
-    """Nodes node1, node2 and node3 with 4 CPUs and 2 pretended GPUs each; partitions normal and urgent."""
+    """Nodes node1, node2 and node3 with 4 CPUs and 2 pretended GPUs each; partitions normal, grace (preempted
+    two minutes after SIGTERM) and urgent."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -166,7 +167,8 @@ class Training:
         def found():
             for folder in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
-                    if b"\0trainer.devices=" not in (folder / "cmdline").read_bytes():
+                    program, *arguments = (folder / "cmdline").read_bytes().split(b"\0")
+                    if not program.endswith(b"python") or b"trainer.devices=1" not in arguments:
                         continue
                     environment = set((folder / "environ").read_bytes().split(b"\0"))
                     if {f"SLURM_JOB_ID={self.job.number}".encode(), f"SLURM_PROCID={rank}".encode()} <= environment:
