@@ -218,11 +218,11 @@ runpy.run_path(attempts.SCRIPT, run_name="__main__")
 @pytest.mark.slow
 def test_torchrun_starts_the_ranks_again_when_one_dies(arguments, tmp_path):
     (tmp_path / "train.py").write_text(TORCHRUN)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     done = subprocess.run(
         [*torchrun, tmp_path / "train.py", *arguments, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}, capture_output=True, text=True, timeout=300,
-        check=False,
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "continuing at step 6 from" in done.stdout + done.stderr
