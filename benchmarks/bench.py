@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import films
 import inference
 import measure
 import processes
@@ -103,6 +104,12 @@ def measure_all(folder: Path, train: str | None, rounds: int, quick: bool) -> tu
     if not quick:
         say("12 megapixels")
         figures.append(("12 megapixels, peak memory (GB)", inference.memory_of_12_megapixels(), "<=", 1.5))
+
+    say("video")
+    film = films.frames_per_second(folder, 6 if quick else 24, 3)
+    details["frames/s, 320×240 → 640×480"] = film
+    faster = film["upscale"] / film["plain"]
+    figures.append(("video 320×240 → 640×480 against the plain loop", faster, ">=", 2.5 if bf16 else 1.2))
 
     say("start-up")
     figures.append(("--help (s of CPU)", processes.help_seconds(folder), "<=", 1.0))

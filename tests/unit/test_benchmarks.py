@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 
 from vdsr.shards import ShardSet
@@ -12,12 +13,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def modules(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import films
     import inference
     import measure
     import processes
     import training
 
-    return {"inference": inference, "measure": measure, "processes": processes, "training": training}
+    return {"films": films, "inference": inference, "measure": measure, "processes": processes, "training": training}
 
 
 def test_a_training_step_of_the_paper_is_429_gigaflop(modules):
@@ -43,6 +45,16 @@ def test_plain_and_bare_steps_are_the_same_training(modules):
     bare.step(batch)
     for name, tensor in plain.net.state_dict().items():
         assert torch.allclose(tensor, bare.net.body.state_dict()[name], atol=1e-6)
+
+
+def test_both_videos_are_upscaled(modules, tmp_path, monkeypatch):
+    monkeypatch.setattr(modules["inference"], "DEPTH", 2)
+    assert set(modules["films"].frames_per_second(tmp_path, 2, 1)) == {"plain", "upscale"}
+    shapes = []
+    for name in ("plain.mp4", "ours.mp4"):
+        with av.open(str(tmp_path / name)) as film:
+            shapes.append([(f.width, f.height) for f in film.decode(video=0)])
+    assert shapes == 2 * [2 * [(640, 480)]]
 
 
 def test_generated_images_can_be_prepared(modules, tmp_path):
