@@ -1,5 +1,6 @@
 """Run records as the tables want them: runs, groups of one configuration's seeds, series of one budget."""
 
+import logging
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ LEARNT = (CHECKSUM, "trainer.precision")  # settings that only a run which got s
 
 Benchmark = tuple[str, float]  # a set's name and a scale
 
+log = logging.getLogger(__name__)
+
 
 class Score(NamedTuple):
     """A network's PSNR in dB and SSIM on a set at a scale, and bicubic's."""
@@ -53,7 +56,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One record. Raises InputError, naming `path`, where an older version left something out."""
+    """One record. Raises InputError, naming `path`, where it is damaged or an older version left something out."""
 
     record: records.Record
     path: Path
@@ -63,6 +66,18 @@ class Run:
         missing += [key for key in ("metrics", "data", "network") if self.finished and key not in self.record]
         if missing:
             raise InputError(f"{self.path}: a record without {', '.join(missing)}, of an older version; run again")
+        try:
+            self._read()
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+            raise InputError(f"{self.path}: a damaged record ({reason}); run again") from None
+
+    def _read(self) -> None:
+        """Read all that a report takes from a record, so that one that is no use is found out here."""
+        _ = self.settings, self.command, self.outcome, self.hardware, self.seed, self.patches_per_second
+        _ = self.curve(("", 1)), [scored(validation["scores"]) for validation in self.record["validations"]]
+        _ = [point["step"] + 0 for point in self.record["curve"]], self.record["seconds"] + self.record["steps"]
+        _ = self.share, self.network, self.data, self.checksum, self.precision, self.scales, self.seconds_per_image("")
 
     def __getitem__(self, key: str) -> Any:
         """The configuration at a dotted key, or None."""
@@ -173,14 +188,14 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What makes it the same run as another but for the seed, by dotted key."""
         flat = records.flatten(self.record["config"])
-        kept = {key: value for key, value in flat.items() if _below(key, SETTINGS) and not _below(key, INCIDENTAL)}
+        kept = {key: value for key, value in flat.items() if below(key, SETTINGS) and not below(key, INCIDENTAL)}
         kept = {key: value for key, value in kept.items() if value is not None}  # a setting that came later is off
         return kept | {"trainer.precision": self.precision, CHECKSUM: self.checksum}
 
     @cached_property
     def scores(self) -> dict[Benchmark, Score]:
         """The final scores; empty for a run that did not finish."""
-        return _scores(self.record["metrics"]) if self.finished else {}
+        return scored(self.record["metrics"]) if self.finished else {}
 
     def at(self, share: float) -> dict[Benchmark, Score]:
         """The scores at a share of the schedule: the final ones at 1, else those of a near validation, if any."""
@@ -188,11 +203,11 @@ class Run:
             return self.scores
         wanted = share * self.planned
         found = min(self.record["validations"], key=lambda v: abs(v["step"] - wanted), default=None)
-        return _scores(found["scores"]) if found and abs(found["step"] - wanted) <= NEAR * self.planned else {}
+        return scored(found["scores"]) if found and abs(found["step"] - wanted) <= NEAR * self.planned else {}
 
     def curve(self, benchmark: Benchmark) -> list[tuple[float, float]]:
         """Share of the schedule and PSNR at each validation."""
-        points = [(v["step"] / self.planned, _scores(v["scores"])) for v in self.record["validations"]]
+        points = [(v["step"] / self.planned, scored(v["scores"])) for v in self.record["validations"]]
         return [(share, scores[benchmark].psnr) for share, scores in points if benchmark in scores]
 
 
@@ -235,15 +250,40 @@ class Group:
         return figure.mean if figure else None
 
 
-def read(folder: Path) -> list[Run]:
-    """Every record below a folder, in the order of their paths: `record.json`s, or any `*.json` where there is none.
+def paths(folder: Path) -> list[Path]:
+    """Every record's below a folder, in their order: `record.json`s, or any `*.json` where there is none.
 
-    Raises InputError when there is no such folder, or for a record that is cut off, older or newer.
+    Raises InputError when there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of run records; name it with records=DIR")
-    paths = sorted(folder.rglob(records.FILE)) or sorted(folder.rglob("*.json"))
-    return [Run(records.read(path), path) for path in paths]
+    return sorted(folder.rglob(records.FILE)) or sorted(folder.rglob("*.json"))
+
+
+def read_each(folder: Path) -> tuple[list[Run], list[str]]:
+    """Every record below a folder, and a line for each that is cut off, damaged, older or newer than is read here.
+
+    Raises InputError when there is no such folder.
+    """
+    found, complaints = [], []
+    for path in paths(folder):
+        try:
+            found.append(Run(records.read(path), path))
+        except InputError as error:
+            complaints.append(str(error))
+    return found, complaints
+
+
+def read(folder: Path) -> list[Run]:
+    """Every record below a folder. Raises InputError when there is no such folder, or any record cannot be used."""
+    found, complaints = read_each(folder)
+    if len(complaints) == 1:
+        raise InputError(complaints[0])
+    for complaint in complaints:
+        log.error("%s", complaint)
+    if complaints:
+        raise InputError(f"{folder}: {len(complaints)} of {len(complaints) + len(found)} records cannot be used")
+    return found
 
 
 def series(runs: Iterable[Run], *swept: str) -> list[list[Group]]:
@@ -269,7 +309,7 @@ def benchmarks(groups: Sequence[Group]) -> list[Benchmark]:
     return sorted(found, key=lambda benchmark: (names.index(benchmark[0]), benchmark[1]))
 
 
-def _scores(metrics: Any) -> dict[Benchmark, Score]:
+def scored(metrics: Any) -> dict[Benchmark, Score]:
     """A record's {set: {x<scale>: figures}}, without those that are not a number."""
     return {
         (name, float(scale.removeprefix("x"))): Score(*(float(figures[field]) for field in Score._fields))
@@ -290,8 +330,9 @@ def _points(runs: Sequence[Run], swept: Sequence[str]) -> list[Group]:
 
 def _key(run: Run, keys: Sequence[str], inside: bool) -> str:
     """The settings below, or not below, some dotted keys, as text to compare."""
-    return repr(sorted((key, value) for key, value in run.settings.items() if _below(key, keys) == inside))
+    return repr(sorted((key, value) for key, value in run.settings.items() if below(key, keys) == inside))
 
 
-def _below(key: str, places: Sequence[str]) -> bool:
+def below(key: str, places: Sequence[str]) -> bool:
+    """Whether a dotted key is one of `places`, or lies in one."""
     return any(key == place or key.startswith(f"{place}.") for place in places)
