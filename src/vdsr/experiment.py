@@ -107,6 +107,7 @@ def run(cfg: DictConfig) -> float:
     try:
         signals.mode(signals.RAISE)
         loggers += _loggers(cfg, run_dir, config)
+        tracking.log_data(loggers, [data.train_shards, *data.val_shards, *data.test_shards])
         _train(cfg, run_dir, data, task, preemption, loggers)
         exit_code = 0
     except BaseException as error:
@@ -200,6 +201,8 @@ def _train(
         "patches_per_second": _median([p["patches_per_second"] for p in record["curve"] if "patches_per_second" in p]),
     }
     if trainer.is_global_zero:
+        figures = {key: record[key] for key in ("psnr", "gain")}
+        tracking.log_scores(trainer.loggers, record["metrics"], figures, trainer.global_step)
         if not record["left_bicubic"]:
             log.warning("this run did not leave bicubic behind (%+.3f dB): see the record's curve", task.gain)
         timed = data.val_shards[0]
@@ -213,6 +216,8 @@ def _train(
             data=data.train_shards.checksum,
             metrics=record["metrics"],
         )
+        facts = {**record["network"], "steps": trainer.global_step, **figures, "data": record["data"]}
+        tracking.log_weights(trainer.loggers, run_dir / WEIGHTS, facts)
     recorder.write(trainer)
 
 

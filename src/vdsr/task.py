@@ -1,6 +1,7 @@
 """What one training step and one validation are; no files, no tracker, no particular network."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class SuperResolution(pl.LightningModule):
         self.epochs_per_step = batch_size / patches_per_epoch
         self.scores: dict[Benchmark, Score] = {}  # the last validation's or test's
         self.scored_at = -1  # the step of that validation
+        self.psnr_best = -math.inf  # of all validations, dB
         self.bicubic: dict[Benchmark, Score] = {}
         self._running: dict[tuple[Benchmark, str], BenchmarkScore] = {}
 
@@ -135,7 +137,9 @@ class SuperResolution(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._collect()
+        self.psnr_best = max(self.psnr_best, self.mean_psnr)
         figures = {"val/psnr": self.mean_psnr, "val/gain": self.gain, "epoch": self.epoch}
+        figures["val/psnr_best"] = self.psnr_best  # what W&B's sweeps sort by, which a summary's maximum cannot be
         for (name, scale), score in self.scores.items():
             key = f"val/{name}/x{scale:g}"
             figures |= {f"{key}/psnr": score.psnr, f"{key}/ssim": score.ssim}
@@ -158,6 +162,10 @@ class SuperResolution(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave what rebuilds the network beside its weights."""
         checkpoint[SPEC] = copy.deepcopy(self.net.spec())  # type: ignore[operator]
+        checkpoint["psnr_best"] = self.psnr_best
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.psnr_best = checkpoint.get("psnr_best", -math.inf)
 
     def _collect(self) -> None:
         scores = {key: metric.compute() for key, metric in self._running.items()}

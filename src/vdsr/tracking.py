@@ -1,16 +1,18 @@
 """The trackers: W&B, offline first, and TensorBoard beside it. The only module that touches wandb.
 
+W&B always writes to the run's folder; where there is a key, `vdsr.upload` sends it on from there meanwhile.
 A run that was killed takes some steps again when it goes on. What its earlier parts have logged of them is read from
 their files, W&B's transaction logs and TensorBoard's event files, and left out: each tracker has each figure once.
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
+import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +20,40 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from vdsr import signals
 from vdsr.ranks import rank
+from vdsr.shards import ShardSet
+from vdsr.upload import Upload
 
 log = logging.getLogger(__name__)
 
-INIT_TIMEOUT = 10  # seconds; an unreachable server must not hold a training up
+LONGEST_ID = 64
 
 Logged = set[tuple[str, int | None]]  # keys and the steps they have been logged at
 
 
 class Wandb(WandbLogger):
-    """W&B's logger, less what has been logged before; once W&B fails, the run goes on without it."""
+    """W&B's logger, less what has been logged before; once W&B fails, the run goes on without it.
 
-    def __init__(self, logged: Logged, **settings: Any) -> None:
+    upload: sends the run on, if there is somewhere to send it. upload_data: whether the data sets' images go too.
+    """
+
+    def __init__(self, logged: Logged, upload: Upload | None, upload_data: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self._logged, self._failed = logged, False
+        self.upload, self.upload_data = upload, upload_data
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        new = _new(metrics, step, self._logged)
-        if not new or self._failed:
+        if new := _new(metrics, step, self._logged):
+            self.attempt(super().log_metrics, new, step)
+
+    def attempt(self, action: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
+        """Do what fails once W&B's own process has gone: a signal to the whole job ends it before us."""
+        if self._failed:
             return
         try:
-            super().log_metrics(new, step)
-        except Exception as error:  # of its own process: a signal to the whole job ends it before us
+            action(*arguments, **settings)
+        except Exception as error:
             self._failed = True
             log.warning("W&B has gone (%s): the run goes on without it", " ".join(f"{error}".split())[:100])
 
@@ -74,11 +87,12 @@ def wandb_logger(
     group: str,
     job_type: str,
     tags: Sequence[str],
+    upload_data: bool = False,
 ) -> WandbLogger:
     """A W&B logger for this run: `WANDB_MODE` if set, else online with a key, else offline.
 
-    A run that is started again continues under its id. An unreachable server is said once, and the
-    run goes on offline (sync it later with `wandb sync`). Only rank 0 talks to W&B.
+    A run that is started again continues under its id; a sweep's agent gives it one, and a project. Whatever becomes of
+    the server, the run goes on, and its folder has all of it (`wandb sync`). Only rank 0 talks to W&B.
     """
     import wandb
 
@@ -89,10 +103,12 @@ def wandb_logger(
     # killed runs keep all but the last second of their log, in place of fifteen
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
     os.environ.setdefault("WANDB_SILENT", "true")
-    start = functools.partial(
-        wandb.init,
-        project=project,
-        id=run_id,
+    mode: Any = os.environ.get("WANDB_MODE") or "online"
+    upload = mode == "online" and _has_key()
+    agent = "WANDB_SWEEP_ID" in os.environ
+    run = wandb.init(
+        project=None if agent else project,
+        id=None if agent else _short(run_id),
         name=run_dir.name,
         group=group,
         job_type=job_type,
@@ -100,14 +116,9 @@ def wandb_logger(
         dir=str(run_dir),
         config=config,
         resume="allow",
+        mode="offline" if mode == "online" else mode,
     )
-    try:
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
-        run = start(mode=mode, settings=wandb.Settings(init_timeout=INIT_TIMEOUT))
-    except wandb.errors.CommError as error:  # unreachable, or the key is refused
-        log.warning("W&B: %s; going on offline, sync later", " ".join(str(error).split())[:200])
-        run = start(mode="offline")
-    return Wandb(logged, experiment=run)
+    return Wandb(logged, Upload(Path(run.dir).parent) if upload else None, upload_data, experiment=run)
 
 
 def tensorboard_logger(run_dir: Path, config: dict[str, Any]) -> TensorBoardLogger:
@@ -128,12 +139,12 @@ def where(loggers: Sequence[Logger]) -> list[str]:
     """A line for each tracker that says where its run is to be seen."""
     lines = []
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            run = logger.experiment
-            if getattr(run, "offline", False):
-                lines.append(f"W&B (offline): wandb sync --yes {os.path.relpath(Path(run.dir).parent)}")
-            else:
-                lines.append(f"W&B: {run.url}")
+        if isinstance(logger, Wandb):
+            folder = Path(logger.experiment.dir).parent
+            if logger.upload and logger.upload.complete:
+                lines.append(f"W&B: {logger.upload.url}")
+            elif folder.is_dir():
+                lines.append(f"W&B (offline): wandb sync --yes {os.path.relpath(folder)}")
         elif isinstance(logger, TensorBoardLogger):
             lines.append(f"TensorBoard: tensorboard --logdir {os.path.relpath(logger.log_dir)}")
     return lines
@@ -141,14 +152,59 @@ def where(loggers: Sequence[Logger]) -> list[str]:
 
 def preempting(loggers: Sequence[Logger]) -> None:
     """Tell W&B that a run leaves because it was asked to, and will go on; a sweep then gives it out again."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            with contextlib.suppress(Exception):  # W&B may be gone
-                logger.experiment.mark_preempting()
+    for logger in _wandb(loggers):
+        with contextlib.suppress(Exception):  # W&B may be gone
+            logger.experiment.mark_preempting()
+
+
+def log_data(loggers: Sequence[Logger], sets: Sequence[ShardSet]) -> None:
+    """Note in W&B which data sets the run uses: each is a version for each checksum, without its images.
+
+    The images themselves go along only if the logger was asked to (`upload_data`), and if they are on a disk.
+    """
+    for logger in _wandb(loggers):
+        for shards in {shards.checksum: shards for shards in sets}.values():
+            facts = {"name": shards.name, "checksum": shards.checksum, "images": shards.count}
+            facts |= {"bytes": shards.total_bytes, "licence": shards.licence, "source": shards.source}
+            artifact = _artifact(f"data-{shards.name}", "dataset", facts)
+            with artifact.new_file("shards.json") as file:
+                json.dump({shard.file: shard.sha256 for shard in shards.shards}, file, indent=1)
+            if logger.upload_data and shards.root.is_dir():
+                for shard in shards.shards:
+                    artifact.add_file(str(shards.root / shard.file), policy="immutable", skip_cache=True)
+            # use_artifact() does this for a new one, but asks the server, and refuses to offline
+            logger.attempt(logger.experiment._log_artifact, artifact, use_after_commit=True)
+
+
+def log_weights(loggers: Sequence[Logger], path: Path, facts: Mapping[str, Any]) -> None:
+    """Give W&B the weights that the run has produced, with what is known of them."""
+    for logger in _wandb(loggers):
+        artifact = _artifact(f"weights-{logger.experiment.id}", "model", facts)
+        artifact.add_file(str(path), policy="immutable", skip_cache=True)
+        logger.attempt(logger.experiment.log_artifact, artifact)
+
+
+def log_scores(loggers: Sequence[Logger], metrics: Mapping[str, Any], figures: Mapping[str, float], step: int) -> None:
+    """Give W&B the final benchmark: each figure as `test/…`, and a table of them.
+
+    metrics: a record's, {set: {x<scale>: {psnr, ssim, bicubic_psnr, bicubic_ssim}}}, dB. figures: of the whole.
+    """
+    columns = ["psnr", "ssim", "bicubic_psnr", "bicubic_ssim"]
+    rows = [
+        [name, scale, *(row[column] for column in columns), row["psnr"] - row["bicubic_psnr"]]
+        for name, scales in metrics.items()
+        for scale, row in scales.items()
+    ]
+    every = {f"test/{key}": value for key, value in figures.items()}
+    every |= {f"test/{name}/{scale}/psnr": psnr for name, scale, psnr, *_ in rows}
+    every |= {f"test/{name}/{scale}/ssim": ssim for name, scale, _, ssim, *_ in rows}
+    for logger in _wandb(loggers):
+        logger.log_metrics(every, step)
+        logger.log_table("test/benchmark", ["set", "scale", *columns, "gain"], rows, step=step)
 
 
 def finish(loggers: Sequence[Logger], exit_code: int = 0) -> None:
-    """Close the W&B run, so that the next point of a sweep begins one of its own."""
+    """Close the W&B run, so that the next point of a sweep begins one of its own, and see it off."""
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
@@ -158,6 +214,34 @@ def finish(loggers: Sequence[Logger], exit_code: int = 0) -> None:
             log.warning("W&B: the run could not be closed (%s)", " ".join(f"{error}".split())[:100])
             with contextlib.suppress(Exception):
                 wandb.teardown(exit_code)
+    for logger in _wandb(loggers):
+        if logger.upload:
+            logger.upload.finish(asked_to_leave=exit_code in signals.STATUS.values())
+
+
+def _short(name: str) -> str:
+    """W&B puts a run's id into names of its own, of 128 characters at most."""
+    return name if len(name) <= LONGEST_ID else f"{name[: LONGEST_ID - 11]}-{sha256(name.encode()).hexdigest()[:10]}"
+
+
+def _has_key() -> bool:
+    import wandb
+
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except wandb.errors.AuthenticationError as error:
+        log.warning("W&B: %s; going on offline", " ".join(f"{error}".split())[:200])
+        return False
+
+
+def _wandb(loggers: Sequence[Logger]) -> list[Wandb]:
+    return [logger for logger in loggers if isinstance(logger, Wandb)]
+
+
+def _artifact(name: str, kind: str, facts: Mapping[str, Any]) -> Any:
+    import wandb
+
+    return wandb.Artifact(re.sub(r"[^\w.-]", "-", name), kind, metadata=dict(facts))
 
 
 def _in_wandb(run_dir: Path) -> Logged:

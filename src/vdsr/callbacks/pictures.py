@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from vdsr.benchmark import restore
@@ -64,7 +65,7 @@ def compare(
     """
     titles = ("bicubic", *networks, "original")
     shape = (len(scales), len(titles))
-    figure, axes = plt.subplots(*shape, figsize=(2.4 * shape[1], 2.6 * shape[0]), squeeze=False)
+    figure, axes = plt.subplots(*shape, figsize=(2.4 * shape[1], 2.6 * shape[0]), dpi=DPI, squeeze=False)
     for row, scale in zip(axes, scales, strict=True):
         restored = [restore(net, picture, scale, device) for net in networks.values()]
         ilr, _, hr = restored[0]
@@ -82,7 +83,7 @@ def compare(
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=DPI)
+    Image.fromarray(pixels).save(temporary)
     temporary.replace(path)
     plt.close(figure)
     return pixels

@@ -99,10 +99,12 @@ def tracked(record: records.Record) -> Iterator[tuple[int, dict[str, float]]]:
     for point in record["curve"]:
         names = {key: key if key == "epoch" else f"train/{key}" for key in point if key != "step"}
         yield point["step"] - 1, {name: point[key] for key, name in names.items() if point[key] is not None}
+    best = -math.inf
     for point in record["validations"]:
+        best = max(best, point["psnr"])
         bicubic = [score["bicubic_psnr"] for scales in point["scores"].values() for score in scales.values()]
         gain = point["psnr"] - sum(bicubic) / len(bicubic)
-        figures = {"val/psnr": point["psnr"], "val/gain": gain, "epoch": point["epoch"]}
+        figures = {"val/psnr": point["psnr"], "val/psnr_best": best, "val/gain": gain, "epoch": point["epoch"]}
         for name, scales in point["scores"].items():
             for scale, score in scales.items():
                 figures[f"val/{name}/{scale}/psnr"], figures[f"val/{name}/{scale}/ssim"] = score["psnr"], score["ssim"]

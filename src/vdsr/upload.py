@@ -1,0 +1,106 @@
+"""A W&B run on its way to the server, by a process of its own: a training writes to its disk and waits for nobody."""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 60  # seconds without a connection after which it is said
+SILENCE = 15  # seconds without a sign of progress after which a run that has ended waits no longer
+LONGEST, SHORTEST = 60, 10  # seconds that one waits at most: after the end, and when the process was asked to leave
+STUB = 7  # bytes of a log that holds nothing
+
+# What earlier parts have left, then the run as it is written; W&B's command gives up for good in a few cases. It
+# reads what nobody writes, to end with the training however that ends.
+SCRIPT = """
+run=$1; shift
+{
+    for part; do nice "$PYTHON" -m wandb sync --yes "$part"; done
+    until ls "$run"/*.synced > /dev/null 2>&1; do
+        nice "$PYTHON" -m wandb beta sync --live --yes "$run"
+        sleep 300
+    done
+} &
+cat > /dev/null
+kill -9 0
+"""
+
+
+class Upload:
+    """Sends a run's folder `offline-run-…` while W&B writes there, after what earlier parts of it have left unsent.
+
+    Says once where the run is to be seen, or why it is not. Sending again what has been sent changes nothing.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.url = run, ""
+        self._complained, self._heard = False, time.monotonic()
+        # a service that it inherited would be the training's own
+        environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_SILENT", "WANDB_MODE")}
+        earlier = [part for part in unsent(run.parent) if part.name < run.name]
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", SCRIPT, "sh", run, *earlier],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the training's
+            env=environment | {"PYTHON": sys.executable},
+        )
+        self._timer = threading.Timer(PATIENCE, self._complain, ["no answer from the server"])
+        for thread in (self._timer, threading.Thread(target=self._listen)):
+            thread.daemon = True
+            thread.start()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the server has all of a run that has ended."""
+        return _synced(self.run)
+
+    def finish(self, asked_to_leave: bool) -> None:
+        """Wait for the rest to arrive, as long as something moves, and end."""
+        end = time.monotonic() + (SHORTEST if asked_to_leave else LONGEST)
+        self._heard = time.monotonic()
+        while self.url and not self.complete and time.monotonic() < min(end, self._heard + SILENCE):
+            time.sleep(0.1)
+        self._timer.cancel()
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._heard = time.monotonic()
+            if found := re.search(r"View run .*?at (http\S+)", line):
+                self._timer.cancel()
+                if not self.url:
+                    log.info("W&B: %s", found[1])
+                self.url = found[1]
+            elif found := re.search(r"ERROR (.*)", line):
+                self._complain(found[1])
+
+    def _complain(self, why: str) -> None:
+        if not self._complained:
+            self._complained = True
+            log.warning("W&B: %s; going on offline, sync later", " ".join(why.split())[:200])
+
+
+def unsent(folder: Path) -> Iterator[Path]:
+    """The runs below a folder `wandb` that the server does not have whole, oldest first."""
+    for run in sorted(folder.glob("offline-run-*")):
+        if not _synced(run) and any(log.stat().st_size > STUB for log in run.glob("run-*.wandb")):
+            yield run
+
+
+def _synced(run: Path) -> bool:
+    return any(run.glob("run-*.wandb.synced"))
