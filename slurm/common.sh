@@ -122,9 +122,22 @@ await() {
     wait "$1" || status=$?
 }
 
+# first_status FILE: sets `status` to that of the rank which ended first, of which srun tells in FILE. Its own status is the
+# highest: 143 of those that were ended because one had died covers the 137 of that one.
+first_status() {
+    local line
+    line=$(grep --max-count=1 -E '^srun: error: [^:]+: tasks? [0-9,-]+: ' "$1") || return 0
+    case $line in
+    *": Killed"*) status=137 ;;
+    *": Aborted"*) status=134 ;;
+    *": Segmentation fault"*) status=139 ;;
+    *" exit code "*) status=${line##* } ;;
+    esac
+}
+
 # train OVERRIDES…: the ranks, from start to end or requeue.
 train() {
-    local step='' ranks=${SLURM_NTASKS_PER_NODE:-1}
+    local step='' said reader ranks=${SLURM_NTASKS_PER_NODE:-1}
     warned=
     # srun passes it on to every rank
     trap 'warned=yes; say "warned before the end of the job: USR1 passed on"; [[ ! $step ]] || kill -USR1 "$step"' USR1
@@ -133,11 +146,19 @@ train() {
     fi
     environment
     stage "$@"
+    said=$(mktemp -d)
+    mkfifo "$said/pipe"
+    tee "$said/all" <"$said/pipe" >&2 &
+    reader=$!
     # python is srun's own child: where Slurm tracks processes by cgroup, a signal reaches no other
-    srun python "$root/src/train.py" "$@" "${staged[@]}" trainer.num_nodes="$SLURM_NNODES" trainer.devices="$ranks" &
+    srun python "$root/src/train.py" "$@" "${staged[@]}" trainer.num_nodes="$SLURM_NNODES" trainer.devices="$ranks" \
+        2>"$said/pipe" &
     step=$!
     [[ ! $warned ]] || kill -USR1 "$step"
     await "$step"
+    wait "$reader" || true
+    ((status == 0)) || first_status "$said/all"
+    rm -r "$said"
     requeue "$status"
     exit "$status"
 }

@@ -103,7 +103,9 @@ SlurmdParameters=config_overrides
 JobRequeue=1
 ReturnToService=2
 SlurmdTimeout=5
-MessageTimeout=10
+# What a node does not answer in time is sent again a minute later: then a late kill would meet the step of the same
+# number in the requeued job, which starts so soon only here
+MessageTimeout=100
 TCPTimeout=3
 KillWait=30
 MinJobAge=3600

@@ -39,6 +39,25 @@ def test_a_job_is_not_started_by_hand(tmp_path):
         assert re.fullmatch(r"error: [^\n]*sbatch [^\n]*\n", done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (["node2: task 1: Killed", "node1: task 0: Terminated"], 137),
+        (["node2: tasks 4-7: Segmentation fault (core dumped)", "node1: tasks 0,2: Exited with exit code 143"], 139),
+        (["node1: task 0: Aborted (core dumped)", "node2: task 1: Killed"], 134),
+        (["node1: task 0: Exited with exit code 1", "node2: task 1: Killed"], 1),
+        (["node1: tasks 0-3: Exited with exit code 85"], 85),
+        (["Unable to create step"], 143),
+    ],
+)
+def test_the_rank_that_ended_first_says_why(tmp_path, said, status):
+    noise = "[rank0] srun: error: node1: task 9: Killed\nsrun: launch/slurm: _step_signal: Terminating StepId=9.1\n"
+    (tmp_path / "said").write_text(noise + "".join(f"srun: error: {line}\n" for line in said))
+    script = f"set -euo pipefail; source {ROOT}/slurm/common.sh; status=143; first_status said; echo $status"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout == f"{status}\n"
+
+
 @pytest.fixture
 def stub(tmp_path):
     """A `wandb` that notes what it is called with, and fails for runs named `…bad`; the environment that finds it."""
@@ -101,6 +120,7 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_sweep_of_four_points_is_an_array(training, cluster):
     run = training()
     points = ["name=sweep", "trainer.max_steps=8", "model.depth=3,4", "seed=0,1"]
@@ -119,6 +139,7 @@ def test_a_mistyped_sweep_is_not_submitted(training, cluster):
     assert "Submitted" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_launcher_sends_a_sweep_out_and_a_warned_point_goes_on(training, cluster):
     run = training()
     words = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=0", "hydra.launcher.cpus_per_task=1"]
