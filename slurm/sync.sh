@@ -10,6 +10,7 @@
 #   VDSR_VENV  virtual environment; .venv of the repository if not set
 
 set -euo pipefail
+shopt -s extglob
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=slurm/common.sh
 source "$here/common.sh"
@@ -19,20 +20,26 @@ for folder; do
     [[ -d $folder ]] || die "there is no folder $folder"
 done
 activate
-sent=0 failed=0
+export WANDB_X_GRAPHQL_RETRY_MAX=${WANDB_X_GRAPHQL_RETRY_MAX:-4} # half a minute, in place of a quarter of an hour
+sent=0 failed=0 stuck=' '
 while IFS= read -r run; do
     log=$(find "$run" -maxdepth 1 -name 'run-*.wandb')
+    id=${run##*/offline-run-*([0-9_])-}
     if [[ -e $log.synced ]]; then
         continue
     elif [[ ! $log || $(stat -c %s "$log") -le 7 ]]; then # a header and nothing more
         say "empty, left out: $run"
     elif [[ $(find "$log" -mmin -2) ]]; then # a run flushes every second; W&B would take it for complete
         say "written to a moment ago, left for later: $run"
-    elif wandb sync --yes "$run" </dev/null; then
+    elif [[ $stuck == *" $id "* ]]; then
+        say "left for later, for what comes before it is not sent: $run"
+        failed=$((failed + 1))
+    elif wandb sync --yes "$run" </dev/null && [[ -e $log.synced ]]; then # its exit status is 0 whatever happens
         sent=$((sent + 1))
     else
         say "not sent: $run"
         failed=$((failed + 1))
+        stuck+="$id "
     fi
 done < <(find "$@" -type d -name 'offline-run-*' -printf '%f\t%p\n' | sort | cut -f 2-)
 say "$sent sent, $failed not"

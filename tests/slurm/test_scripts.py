@@ -60,11 +60,16 @@ def test_the_rank_that_ended_first_says_why(tmp_path, said, status):
 
 @pytest.fixture
 def stub(tmp_path):
-    """A `wandb` that notes what it is called with, and fails for runs named `…bad`; the environment that finds it."""
+    """A `wandb` that notes what it is called with, and fails for runs named `…bad`; the environment that finds it.
+
+    Like the true one it says so and ends with 0.
+    """
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/activate").touch()
     program = tmp_path / "venv/bin/wandb"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncase "$*" in *bad) exit 1;; esac\n')
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncase "$3" in *bad) ;; *) touch "$3/$(basename "$3"/*.wandb).synced";; esac\n'
+    )
     program.chmod(0o755)
     return os.environ | {"VDSR_VENV": str(tmp_path / "venv"), "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
@@ -102,11 +107,14 @@ def test_offline_runs_are_sent_once_and_in_order(stub, tmp_path):
 def test_a_run_that_cannot_be_sent_is_named_and_the_others_are(stub, tmp_path):
     offline_run(tmp_path / "r", "offline-run-20261101_110000-bad")
     offline_run(tmp_path / "r", "offline-run-20261101_120000-good")
+    offline_run(tmp_path / "r", "offline-run-20261101_130000-bad")  # would come before what is missing
     command = [ROOT / "slurm/sync.sh", tmp_path / "r"]
     done = subprocess.run(command, cwd=tmp_path, env=stub, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"not sent: {tmp_path}/r/wandb/offline-run-20261101_110000-bad" in done.stdout
-    assert done.stdout.endswith("vdsr: 1 sent, 1 not\n")
+    assert f"is not sent: {tmp_path}/r/wandb/offline-run-20261101_130000-bad" in done.stdout
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+    assert done.stdout.endswith("vdsr: 1 sent, 2 not\n")
     done = subprocess.run([*command[:1], "none"], cwd=tmp_path, env=stub, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: there is no folder none\n")
 

@@ -1,0 +1,264 @@
+"""A training and the server: what arrives is the run's own record, whatever happens on the way."""
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load
+
+ROOT = Path(__file__).parents[2]
+
+# src/train.py that kills itself after a step, and everything that it has started loses its parent
+KILLED = f"""
+import os, runpy, signal, sys
+from vdsr.callbacks.recorder import Recorder
+going_on = Recorder.on_train_batch_end
+def kill(self, trainer, *rest):
+    going_on(self, trainer, *rest)
+    if trainer.global_step == int(os.environ["KILL_AT"]):
+        import time
+        time.sleep(1.5)  # W&B's log is flushed each second
+        os.kill(os.getpid(), signal.SIGKILL)
+Recorder.on_train_batch_end = kill
+sys.argv[0] = {str(ROOT / "src/train.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def record(tmp_path):
+    return lambda: json.loads((tmp_path / "run/record.json").read_text())
+
+
+def only(found):
+    (one,) = found
+    return one
+
+
+def figures(run):
+    """{(key, step): value} of a run's history; no figure may be there twice."""
+    found = {}
+    for row in run.history:
+        for key, value in row.items():
+            if not key.startswith("_") and key != "trainer/global_step":
+                place = (key, row["trainer/global_step"])
+                assert place not in found or key == "epoch", place
+                found[place] = value
+    return found
+
+
+def pictures(endpoint, run):
+    """{step: pixels} of the pictures that its history shows."""
+    shown = {}
+    for (key, step), value in figures(run).items():
+        if key == "pictures/val":
+            data = endpoint.stored[run.files[only(value["filenames"])]]
+            shown[step] = np.asarray(Image.open(io.BytesIO(data)))
+    return shown
+
+
+def assert_is_the_record(endpoint, run, record, run_dir):
+    """Every step and figure of the record, none twice, none beside them, and the pixels of the last picture."""
+    found = figures(run)
+    expected = {}
+    for point in record["curve"]:
+        expected |= {(f"train/{k}", point["step"] - 1): v for k, v in point.items() if k not in ("step", "epoch")}
+    best = 0
+    for point in record["validations"]:
+        step, best = point["step"] - 1, max(best, point["psnr"])
+        expected |= {("val/psnr", step): point["psnr"], ("val/psnr_best", step): best}
+        for name, scales in point["scores"].items():
+            for scale, score in scales.items():
+                key = f"val/{name}/{scale}"
+                expected |= {(f"{key}/psnr", step): score["psnr"], (f"{key}/ssim", step): score["ssim"]}
+                expected[f"{key}/gain", step] = score["psnr"] - score["bicubic_psnr"]
+    assert {step for key, step in found if key == "train/loss"} == set(range(record["steps"]))
+    for place, value in expected.items():
+        assert found[place] == pytest.approx(value, rel=1e-5), place
+    others = {key for key, _ in found.keys() - expected.keys()}
+    assert {key for key in others if not key.startswith("test/")} == {"val/gain", "epoch", "pictures/val"}
+    shown = pictures(endpoint, run)
+    assert sorted(shown) == [point["step"] for point in record["validations"]]
+    assert np.array_equal(shown[record["steps"]], np.asarray(Image.open(run_dir / "pictures/val.png")))
+
+
+def test_an_online_run(endpoint, train, record, tmp_path):
+    done = train()
+    assert done.status == 0, done.out
+    run = only(endpoint.runs.values())
+    assert_is_the_record(endpoint, run, record(), tmp_path / "run")
+    assert not endpoint.unknown
+    assert (run.project, run.state, run.group, run.job_type, run.tags) == (
+        "vdsr",
+        "finished",
+        "train",
+        "train",
+        ["quick"],
+    )
+    assert run.config["model"]["depth"] == 3
+    assert run.config["data"]["scales"] == [2, 3]
+    address = f"W&B: {endpoint.url}/tester/vdsr/runs/{run.id}"
+    assert done.out.count(address) == 2  # once there is one, and at the end
+    assert "sync" not in done.out
+
+    # the final benchmark
+    scores = record()["metrics"]["val"]
+    assert figures(run)["test/val/x2/psnr", 20] == pytest.approx(scores["x2"]["psnr"])
+    table = json.loads(endpoint.stored[run.files[run.summary["test/benchmark"]["path"]]])
+    assert table["columns"] == ["set", "scale", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "gain"]
+    assert [row[:3] for row in table["data"]] == [["val", s, pytest.approx(scores[s]["psnr"])] for s in ("x2", "x3")]
+
+    # where the data came from, and what came of it: no image leaves the house
+    artifacts = {name: endpoint.artifacts[name] for name in run.used + run.logged}
+    used = {endpoint.artifacts[name]["name"]: endpoint.artifacts[name] for name in run.used}
+    assert used.keys() == {"data-train", "data-val"}
+    assert used["data-train"]["metadata"]["checksum"] == record()["data"]["checksums"]["train"]
+    assert all(artifact["files"].keys() == {"shards.json"} for artifact in used.values())
+    assert {artifact["state"] for artifact in artifacts.values()} == {"COMMITTED"}
+    weights = only(a for a in artifacts.values() if a["type"] == "model")
+    sent, own = (load(d) for d in (endpoint.stored[weights["files"]["weights.safetensors"]],
+                                   (tmp_path / "run/weights.safetensors").read_bytes()))  # fmt: skip
+    assert sent.keys() == own.keys()
+    assert all(np.array_equal(sent[name], own[name]) for name in own)
+    assert weights["metadata"]["psnr"] == pytest.approx(record()["psnr"])
+
+
+def test_images_are_sent_when_asked_to(endpoint, train, sets):
+    assert train("+logger.wandb.upload_data=true", "trainer.max_steps=1", "trainer.validations=1").status == 0
+    data = only(a for a in endpoint.artifacts.values() if a["name"] == "data-train")
+    tar = "train-00000.tar"
+    assert endpoint.stored[data["files"][tar]] == (Path(sets.train) / tar).read_bytes()
+
+
+def test_two_ranks_are_one_run(endpoint, train, record, tmp_path):
+    done = train("trainer.devices=2")
+    assert done.status == 0, done.out
+    assert_is_the_record(endpoint, only(endpoint.runs.values()), record(), tmp_path / "run")
+
+
+def test_an_offline_run_is_sent_later_and_once(endpoint, train, sync, record, tmp_path):
+    done = train(WANDB_MODE="offline")
+    assert done.status == 0, done.out
+    assert "W&B (offline): wandb sync --yes run/wandb/offline-run-" in done.out
+    assert not endpoint.asked
+    assert "1 sent, 0 not" in sync().out
+    run = only(endpoint.runs.values())
+    assert_is_the_record(endpoint, run, record(), tmp_path / "run")
+    assert run.state == "finished"
+    assert len(run.used) == 2
+    before = list(run.history)
+    assert "0 sent, 0 not" in sync().out
+    only(tmp_path.rglob("*.wandb.synced")).unlink()  # as after a sync that was cut off
+    assert "1 sent, 0 not" in sync().out
+    assert run.history == before
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_run_that_is_killed_twice(endpoint, train, sync, record, tmp_path, mode):
+    for step in (8, 13):
+        done = train(program=("-c", KILLED), KILL_AT=step, WANDB_MODE=mode)
+        assert done.status == -signal.SIGKILL, done.out
+    assert train(WANDB_MODE=mode).status == 0
+    if mode == "offline":
+        assert "3 sent, 0 not" in sync().out
+    run = only(endpoint.runs.values())
+    assert_is_the_record(endpoint, run, record(), tmp_path / "run")
+    assert run.state == "finished"
+    assert "0 sent, 0 not" in sync().out
+
+
+# --- a server that fails ---
+
+
+@pytest.fixture
+def outage(endpoint):
+    """Changes the server while a training runs: (what to wait for, what to do), one after the other."""
+    over = threading.Event()
+
+    def plan(*acts):
+        def act():
+            for condition, change in acts:
+                while not condition():
+                    if over.wait(0.02):
+                        return
+                change()
+
+        threading.Thread(target=act, daemon=True).start()
+
+    yield plan
+    over.set()
+
+
+def complaints(out):
+    return [line for line in out.splitlines() if line.startswith("W&B: ") and "http://" not in line[:12]]
+
+
+@pytest.mark.parametrize("fault", ["error", "busy", "slow", "drop", "garbage"])
+def test_a_server_that_fails_now_and_then(endpoint, train, sync, record, tmp_path, fault):
+    endpoint.faults = {fault: 0.3}
+    done = train(WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=2, WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS=2)
+    assert done.status == 0, done.out
+    assert len(complaints(done.out)) <= 1
+    assert "Traceback" not in done.out
+    endpoint.faults = {}
+    assert sync().status == 0
+    assert_is_the_record(endpoint, only(endpoint.runs.values()), record(), tmp_path / "run")
+
+
+def test_errors_then_an_outage_then_gone(endpoint, train, sync, outage, record, tmp_path):
+    endpoint.faults = {"error": 0.3}
+    outage(
+        (lambda: any(run.rows for run in endpoint.runs.values()), endpoint.unreachable),
+        (lambda: time.sleep(3) or True, endpoint.reachable),
+        (lambda: time.sleep(3) or True, endpoint.unreachable),
+    )
+    done = train("trainer.max_steps=200", "trainer.checkpoint_every=50", "model.width=16")
+    assert done.status == 0, done.out
+    assert record()["status"] == "finished"
+    assert "Traceback" not in done.out
+    endpoint.unreachable()
+    endpoint.faults = {}
+    endpoint.reachable()
+    assert sync().status == 0
+    assert_is_the_record(endpoint, only(endpoint.runs.values()), record(), tmp_path / "run")
+
+
+def test_a_server_that_was_never_there(endpoint, train, sync, record, tmp_path):
+    endpoint.unreachable()
+    done = train()
+    assert done.status == 0, done.out
+    assert "W&B (offline): wandb sync --yes run/wandb/offline-run-" in done.out
+    done = sync()
+    assert (done.status, "0 sent, 1 not" in done.out) == (1, True), done.out
+    endpoint.reachable()
+    assert sync().status == 0
+    assert_is_the_record(endpoint, only(endpoint.runs.values()), record(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"WANDB_API_KEY": "f" * 40}, "user is not logged in"),
+        ({"WANDB_API_KEY": "hello"}, "API key must have 40+ characters"),
+        ({"WANDB_API_KEY": ""}, None),
+        ({"PROJECT": "forbidden"}, "permission denied: tester may not write to forbidden"),
+    ],
+    ids=["wrong key", "no key at all", "none", "project"],
+)
+def test_who_may_not_is_told_so_once_and_goes_on_offline(endpoint, train, tmp_path, settings, said):
+    project = settings.get("PROJECT", "vdsr")
+    done = train(f"logger.wandb.project={project}", "trainer.max_steps=60", "model.width=16", **settings)
+    assert done.status == 0, done.out
+    assert len(complaints(done.out)) == (said is not None), done.out
+    assert said is None or said in done.out
+    assert settings.get("WANDB_API_KEY") not in ("", done.out)
+    assert "W&B (offline): wandb sync --yes run/wandb/offline-run-" in done.out
+    assert not any(run.rows for run in endpoint.runs.values())
+    assert os.listdir(tmp_path / "run/wandb")
