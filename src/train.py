@@ -28,4 +28,5 @@ if __name__ == "__main__":
         # Python takes its time to end, on one rank more than on another, and srun kills those that are late
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(int(preempted.code or 0))
+        status = int(preempted.code or 0)
+        os._exit(0 if signals.stopped_by_sweep(status) else status)

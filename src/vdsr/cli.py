@@ -111,9 +111,11 @@ def sweep_id() -> str:
 def run_id(overrides: str, seed: int) -> str:
     """Name a run by what was asked of it, so that the same command finds its own directory again.
 
-    overrides: Hydra's `override_dirname`. Every rank and every restart computes the same name.
+    overrides: Hydra's `override_dirname`. Every rank and every restart computes the same name. What a W&B sweep gives
+    out has the run's id in its name, for a sweep may ask for the same point twice.
     """
-    return _short(f"{overrides}_seed-{seed}")
+    point = f"_{os.environ['WANDB_RUN_ID']}" if {"WANDB_SWEEP_ID", "WANDB_RUN_ID"} <= os.environ.keys() else ""
+    return _short(f"{overrides}_seed-{seed}") + point
 
 
 def _short(name: str) -> str:

@@ -119,7 +119,10 @@ def run(cfg: DictConfig) -> float:
             error = signals.Preempted(status)
         if isinstance(error, signals.Preempted):
             exit_code = int(error.code or 0)
-            tracking.preempting(loggers)
+            if signals.stopped_by_sweep(exit_code):
+                exit_code = 0
+            else:
+                tracking.preempting(loggers)
         if record["status"] == "running" and rank() == 0 and claim.held:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 recorder.end(_ending(error))

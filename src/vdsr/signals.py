@@ -53,6 +53,14 @@ def asked() -> int:
     return max((STATUS[signal.Signals(number)] for number in _received), default=0)
 
 
+def stopped_by_sweep(status: int) -> bool:
+    """Whether this is a point that its W&B sweep has stopped early: the agent sends SIGTERM.
+
+    Such a point is not to be given out again, nor has it failed: after a few statuses above 0 an agent gives up.
+    """
+    return status == STATUS[signal.SIGTERM] and "WANDB_SWEEP_ID" in os.environ
+
+
 def leave(status: int) -> None:
     """Raise Preempted, or exit if there is nothing to tidy up; submitit's handler, if any, comes first."""
     for number in _received - {signal.SIGTERM}:

@@ -216,7 +216,7 @@ def finish(loggers: Sequence[Logger], exit_code: int = 0) -> None:
                 wandb.teardown(exit_code)
     for logger in _wandb(loggers):
         if logger.upload:
-            logger.upload.finish(asked_to_leave=exit_code in signals.STATUS.values())
+            logger.upload.finish(asked_to_leave=bool(signals.asked()))
 
 
 def _short(name: str) -> str:
