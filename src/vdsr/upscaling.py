@@ -143,7 +143,7 @@ def _one(job: Job, settings: Settings, upscaler: Upscaler, advance: Advance) -> 
         start = file.read(16)
         file.seek(0)
         if job.source == STREAM or image_format(start) or job.source.suffix.lower() in PICTURES:
-            done = _picture(file, job, settings, upscaler, lambda share: advance(share, ""))
+            done = picture(file, job, settings, upscaler, lambda share: advance(share, ""))
             return f"{job.target}: {done}, {time.perf_counter() - began:.1f} s"
     done = _video(job, settings, upscaler, lambda share, fps: advance(share, f"{fps:.1f} frames/s" if fps else ""))
     return f"{job.target}: {done}, {time.perf_counter() - began:.1f} s"
@@ -158,9 +158,14 @@ def _video(job: Job, settings: Settings, upscaler: Upscaler, advance: Callable[[
     return f"{done.frames} frames of {done.width}×{done.height}, {done.frames_per_second:.1f} frames/s"
 
 
-def _picture(
-    file: BinaryIO, job: Job, settings: Settings, upscaler: Upscaler, advance: Callable[[float], object]
+def picture(
+    file: BinaryIO,
+    job: Job,
+    settings: Settings,
+    upscaler: Upscaler,
+    advance: Callable[[float], object] = lambda share: None,
 ) -> str:
+    """Upscale an open picture into the job's target; returns the size. advance: called with shares of the work."""
     name = "standard input" if job.source == STREAM else str(job.source)
     photo = photos.read(file, name, check=lambda taken: upscaler.tile_within(taken))
     pixels = photo.pixels

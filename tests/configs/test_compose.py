@@ -280,6 +280,7 @@ SCRIPTS = {
         "ensemble=",
         "overwrite=",
     ],
+    "src/demo.py": ["weights=", "memory=", "port="],
     "src/export.py": ["weights=", "format=onnx", "torch_export", "output=", "overwrite="],
     "data_prep/prepare.py": ["dataset=", "source=", "name=", "overwrite=", "min_size=", "paths.data="],
     "data_prep/verify.py": ["path="],

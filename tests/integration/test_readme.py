@@ -30,9 +30,10 @@ def typed(document):
 
 
 def words(line):
-    """A line's words without its comment; those with an ellipsis are placeholders and left out."""
+    """A line's words up to a comment or `< file`; those with an ellipsis are placeholders and left out."""
     try:
-        return [word for word in shlex.split(line, comments=True) if "…" not in word and "..." not in word]
+        found = itertools.takewhile(lambda word: word not in ("<", ">"), shlex.split(line, comments=True))
+        return [word for word in found if "…" not in word and "..." not in word]
     except ValueError:  # a span that is no command, such as one with a single quotation mark
         return []
 
