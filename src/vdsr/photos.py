@@ -26,7 +26,7 @@ SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 BYTES_READ = {"WEBP": 14}  # a pixel, while it is decoded; 5 with the others' decoders
 BYTES_READ_16 = 24  # FFmpeg's picture beside Pillow's and ours
-BYTES_WRITTEN = {"PNG": 0, "TIFF": 0, "JPEG": 4, "WEBP": 16}  # a pixel; the first two are written in strips
+BYTES_WRITTEN = {"PNG": 0, "TIFF": 0, "JPEG": 4, "WEBP": 22}  # a pixel; the first two are written in strips
 # What EXIF says of the photograph and not of how it is stored.
 DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 33432, 33723)
 ORIENTATION, EXIF, GPS, PIXELS_ACROSS, PIXELS_DOWN = 274, 0x8769, 0x8825, 0xA002, 0xA003
