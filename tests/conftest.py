@@ -11,7 +11,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from vdsr import shards  # noqa: E402
+from vdsr import records, shards  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +66,54 @@ def sets(tmp_path_factory, prepare, structured):
     prepare(root / "train", {f"t{seed}": structured(seed) for seed in range(4)})
     prepare(root / "val", {f"v{seed}": structured(seed, 60, 71) for seed in (10, 11)})
     return SimpleNamespace(root=root, train=str(root / "train"), val=str(root / "val"))
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    """Write a finished run's record: `recorded(path, name=…, gain=…, settings={"model.depth": 5}, **changes)`."""
+
+    def make(path, name="depth_sweep", gain=0.5, settings=(), points=30, **changes):
+        config = {
+            "model": {"_target_": "vdsr.net.VDSR", "depth": 8, "width": 64, "residual": True},
+            "data": {"train": "data/sample", "scales": [2, 3, 4], "patch": 41, "batch_size": 16},
+            "optim": {"lr": 0.1},
+            "clip": {"_target_": "vdsr.clip.Adjustable", "theta": 1e-4},
+            "trainer": {"max_steps": 20 * points, "accumulate_grad_batches": 1, "precision": "32-true"},
+            "name": name,
+            "seed": 0,
+        }
+        for key, value in dict(settings).items():
+            *place, last = key.split(".")
+            inner = config
+            for part in place:
+                inner = inner[part]
+            inner[last] = value
+        overrides = [f"{key}={value}" for key, value in dict(settings).items()]
+
+        def scores(gain):
+            bicubic = {"x2": 32.51, "x3": 29.99, "x4": 28.54}
+            figures = {
+                s: {"psnr": b + gain, "ssim": 0.9, "bicubic_psnr": b, "bicubic_ssim": 0.8} for s, b in bicubic.items()
+            }
+            return {"sample_val": figures}
+
+        steps = [20 * (i + 1) for i in range(points)]
+        record = {
+            "format": 1, "name": name, "overrides": [f"+experiment={name}", *overrides], "config": config,
+            "status": "finished", "steps": steps[-1], "seconds": 61.5, "precision": "32-true",
+            "commit": "0123456789abcdef", "started": "2026-11-22T17:02:20Z",
+            "hardware": {"cpu": "Abacus", "cores": 2, "threads": 2, "gpus": []},
+            "data": {"train": "sample", "checksums": {"sample": "fedcba9876543210"}, "patches_per_epoch": 5619},
+            "network": {"name": "VDSR", "parameters": 222785}, "metrics": scores(gain),
+            "curve": [
+                {"step": s, "loss": 60 / s, "gradient_norm": 7000 / s, "patches_per_second": 400 + s % 7} for s in steps
+            ],
+            "validations": [
+                {"step": s, "epoch": 1.0, "psnr": 1.0, "scores": scores(gain * s / steps[-1])} for s in steps[9::10]
+            ],
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(path, record | changes)
+        return path
+
+    return make

@@ -54,7 +54,7 @@ def charts(runs: Sequence[Run], kind: Callable[[Run], str] | None = None) -> lis
     scored = [run for run in runs if gain(run) is not None]
     if keys and len(scored) > 1:
         numbers = [key for key in keys if _numeric(run[key] for run in scored)]
-        made += [_parallel(scored, keys), _heat_map(scored, keys), *(_by_setting(scored, key) for key in numbers[:2])]
+        made += [_parallel(scored, keys), _heat_map(scored, keys), *(_by_setting(scored, key) for key in numbers[:3])]
     return [chart for chart in made if chart]
 
 
@@ -82,7 +82,7 @@ def value(found: Any) -> str:
     if isinstance(found, (list, tuple)):
         return scale_set(found) if _numeric(found) else ", ".join(map(str, found))
     if _numeric([found]):
-        return f"{found:g}"
+        return f"{found:g}".replace("e-0", "e-")
     return "none" if found is None else str(found).split("/")[-1].removeprefix("vdsr.").split(".", 1)[-1]
 
 

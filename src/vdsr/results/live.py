@@ -50,9 +50,9 @@ class Server(ThreadingHTTPServer):
                 ]
                 tag = hashlib.sha256(repr(stamps).encode()).hexdigest()
                 if tag != self._made[0]:
-                    self._made = tag, page.content(*runs.read_each(self.records), self.pictures)
+                    self._made = tag, page.content(*runs.read_each(self.records), self.pictures, figures=False)
             except (InputError, FileNotFoundError) as error:  # the folder, or a run's, was just removed
-                return "", page.content([], [str(error)], self.pictures)
+                return "", page.content([], [str(error)], self.pictures, figures=False)
             return self._made
 
 

@@ -100,8 +100,13 @@ def render(content: str, live: bool = False) -> str:
     )
 
 
-def content(found: Sequence[Run], damaged: Sequence[str], pictures: Pictures | None = None) -> str:
-    """What the page says of these runs: all that changes while a sweep runs."""
+def content(
+    found: Sequence[Run], damaged: Sequence[str], pictures: Pictures | None = None, figures: bool = True
+) -> str:
+    """What the page says of these runs: all that changes while a sweep runs.
+
+    figures: with the paper's, which take most of the time.
+    """
     made = sections(found)
     header, rows = _table(found)
     return TEMPLATES.get_template("content.html").render(
@@ -113,7 +118,7 @@ def content(found: Sequence[Run], damaged: Sequence[str], pictures: Pictures | N
         network=pictures.network if pictures else "",
         comparisons=[_urls(comparison) for comparison in pictures.comparisons] if pictures else [],
         sections=made,
-        drawn=_drawn(made),
+        drawn=_drawn(made) if figures else {},
         said={True: "holds", False: "does not hold", None: "not shown yet"},
     )
 

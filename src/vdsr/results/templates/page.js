@@ -81,7 +81,7 @@ const seen = new IntersectionObserver(
 function showCharts() {
   for (const old of document.querySelectorAll(".chart")) {
     seen.unobserve(old);
-    Plotly.purge(old);
+    window.Plotly?.purge(old);
   }
   const made = read("figures")[at("experiment").value].map(({ title, text, figure }) => {
     const copy = at("chart").content.cloneNode(true);
