@@ -152,3 +152,20 @@ def frequent(sets):
         "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every_n_steps=1",
         "trainer.max_steps=120", "trainer.validations=15", "trainer.checkpoint_every=3",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def measured():
+    """`measured(script)`: how to start it so that it leaves its peak memory in ./peak, in bytes, on Linux.
+
+    The resource usage of a child also counts what its parent held when it was started.
+    """
+    code = """
+import atexit, pathlib, re, runpy, sys
+status = pathlib.Path("/proc/self/status")
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
+atexit.register(lambda: pathlib.Path("peak").write_text(str(peak())) if status.exists() else None)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    return lambda script: [sys.executable, "-c", code, str(ROOT / script)]

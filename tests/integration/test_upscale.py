@@ -304,3 +304,14 @@ def test_every_option_changes_what_comes_out(upscale, picture, tmp_path):
     a, b, c = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in "abc")
     assert abs(a - b).max() > 0
     assert abs(a - c).max() <= 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc, on Linux")
+def test_a_large_picture_stays_within_its_memory(network, measured, tmp_path):
+    """16 megapixels out; as floats they alone would be 190 MB."""
+    Image.effect_noise((500, 500), 60).convert("RGB").resize((2000, 2000)).save(tmp_path / "large.png")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    line = [*measured("src/upscale.py"), f"weights={network}", "input=large.png", "memory=400MB"]
+    subprocess.run(line, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert size(tmp_path / "large_x2.png")[1] == (4000, 4000)
+    assert 200e6 < int((tmp_path / "peak").read_text()) < 400e6

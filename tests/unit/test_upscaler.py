@@ -11,9 +11,10 @@ from PIL import Image
 from vdsr import weights
 from vdsr.colour import rgb_to_ycbcr
 from vdsr.errors import InputError
+from vdsr.metrics import psnr
 from vdsr.net import VDSR, Bicubic
 from vdsr.pixels import Pixels
-from vdsr.resize import enlargement, imresize
+from vdsr.resize import degrade, enlargement, imresize
 from vdsr.upscaler import Ensemble, Upscaler, parse_memory, parse_scale
 
 RGB_TO_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
@@ -256,3 +257,17 @@ def test_importing_vdsr_waits_for_nothing():
 
     with pytest.raises(AttributeError, match="no attribute 'upscale'"):
         vdsr.upscale  # noqa: B018
+
+
+def test_in_colour_its_luma_scores_as_evaluate_scores_it(net, structured):
+    """A coloured picture made smaller and upscaled again: the luma's PSNR is the benchmark's."""
+    grey = structured(7, 60, 72)[..., None] / 255
+    hr = 0.25 + 0.5 * grey * [0.9, 1.0, 0.8] + np.linspace(0, 0.1, 72)[None, :, None] * [0, 0.5, 1]  # nothing clips
+    hr = (hr * 255).round().astype(np.uint8)
+    low = imresize(torch.from_numpy(hr / 255).movedim(-1, 0)[None], Fraction(1, 3))[0].movedim(0, -1).numpy()
+    found = Upscaler(net).upscale(low, 3)
+    target = torch.from_numpy(rgb_to_ycbcr(hr)[None, None, ..., 0] / 255)
+    ours = torch.from_numpy((found @ RGB_TO_YCBCR[0] + 16 / 255)[None, None])
+    with torch.inference_mode():
+        theirs = net(degrade(target, 3))
+    assert float(psnr(ours, target, 3)) == pytest.approx(float(psnr(theirs, target, 3)), abs=0.01)
