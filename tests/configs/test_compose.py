@@ -267,7 +267,8 @@ def test_the_paper():
 SCRIPTS = {
     "src/train.py": ["budget: ", "model: ", "data: ", "optim: ", "clip: ", "trainer: ", "logger: ", *EXPERIMENTS],
     "src/evaluate.py": ["weights=", "model=bicubic", "sets=", "scales=", "out=", "per_image=", "pictures="],
-    "src/report.py": ["records=", "out=", "pictures=", "page=", "sets=", "serve=", "crops=", "vdsr=", "srcnn=", "paths.data="],
+    "src/report.py": ["records=", "out=", "pictures=", "page=", "sets=", "serve=", "crops=", "vdsr=", "srcnn="],
+    "src/reproduce.py": ["budget=", "source=", "commands=", "jobs=", "results=", "paths.runs="],
     "src/convert.py": ["source=", "out=", "peak=", "residual="],
     "src/upscale.py": [
         "input=",

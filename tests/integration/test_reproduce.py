@@ -86,8 +86,8 @@ def test_a_diverged_run_is_not_continued(arguments, command, tmp_path):
 def test_each_point_of_a_sweep_keeps_a_record_of_its_own(arguments, command, tmp_path):
     result = command(tmp_path, "src/reproduce.py", *arguments("name=widths model.width=4,8"))
     assert result.status == 0, result.err
-    kept = [path for path in (tmp_path / "results").rglob("*.json")]
-    assert sorted(json.loads(path.read_text())["network"]["width"] for path in kept) == [4, 8]
+    paths = (tmp_path / "results").rglob("*.json")
+    assert sorted(json.loads(path.read_text())["network"]["width"] for path in paths) == [4, 8]
 
 
 def test_sweeps_are_taken_point_by_point(arguments, command, tmp_path):

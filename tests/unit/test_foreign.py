@@ -1,3 +1,4 @@
+import itertools
 import os
 import pickle
 import struct
@@ -23,7 +24,7 @@ def layers():
     channels = [1, *[WIDTH] * (DEPTH - 1), 1]
     return [
         (rng.normal(0, 0.3, (3, 3, inputs, outputs)).astype(np.float32), rng.normal(0, 0.1, outputs).astype(np.float32))
-        for inputs, outputs in zip(channels, channels[1:], strict=False)
+        for inputs, outputs in itertools.pairwise(channels)
     ]
 
 
