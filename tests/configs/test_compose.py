@@ -48,7 +48,7 @@ def optimised(cfg):
 
 def test_every_group_is_looked_at_here():
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    elsewhere = {"dataset", "hydra"}  # how images are prepared, how Hydra logs
+    elsewhere = {"dataset", "hydra", "sweep"}  # how images are prepared, how Hydra logs, W&B's sweeps
     assert groups - elsewhere == {
         "budget", "clip", "data", "experiment", "logger", "model", "optim", "paths", "trainer",
     }  # fmt: skip
