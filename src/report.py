@@ -27,13 +27,15 @@ def main(cfg: DictConfig) -> None:
         with TemporaryDirectory() as folder:
             live.serve(records, cfg.port, compared(Path(folder)), Path(folder))
         return
-    if cfg.page is not None:
+    if not damaged:
+        report.write(records, Path(cfg.out), Path(cfg.pictures))
+    if cfg.page is not None and (found or not damaged):
         page.write(Path(cfg.page), found, damaged, compared(Path(cfg.page).parent / page.PICTURES))
-    report.write(records, Path(cfg.out), Path(cfg.pictures))
     if cfg.crops is not None:
         from vdsr.results import crops
 
         crops.draw_all(Path(cfg.crops), Path(cfg.paths.data), {"SRCNN": cfg.srcnn, "VDSR": cfg.vdsr})
+    runs.refuse(damaged, records)  # last: they hide nothing else
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ def draw_all(file: Path, data: Path, sets: str | Sequence[str], folder: Path) ->
     by bicubic. Raises InputError when the weights or a set cannot be read, or a picture is too small.
     """
     sets = [sets] if isinstance(sets, str) else sets
-    ensure_sample(data, [data / name for name in sets])
     device = hardware.device("auto")
     network = net.channels_last(weights.load(weights.find(file)).to(device))
+    ensure_sample(data, [data / name for name in sets])
     pictures = [picture for name in sets for picture in load_pictures(ShardSet.open(data / name))]
     for picture in pictures:
         for scale in SCALES:

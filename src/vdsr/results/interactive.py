@@ -137,7 +137,7 @@ def _lines(
     traces, seen = [], set[str]()
     for number, (run, line) in enumerate(zip(runs, lines, strict=True)):
         if line:
-            kept = [*line[:: math.ceil(len(line) / POINTS)], line[-1]]
+            kept = [*line[: -1 : math.ceil(len(line) / POINTS)], line[-1]]
             traces.append(
                 go.Scatter(
                     x=[step for step, _ in kept],

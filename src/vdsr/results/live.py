@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         try:
             super().__init__((HOST, port), _Handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError) as error:
             taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
             raise InputError(f"port={port}: {'is taken' if taken else error}; give port=… another number") from None
 

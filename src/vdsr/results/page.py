@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from vdsr import files
-from vdsr.errors import InputError
 from vdsr.results import interactive
 from vdsr.results.cells import panel
 from vdsr.results.runs import Group, Run
@@ -77,12 +76,7 @@ class Pictures(NamedTuple):
 
 
 def write(page: Path, found: Sequence[Run], damaged: Sequence[str], pictures: Pictures | None = None) -> None:
-    """Write the page; `pictures` lie in the folder beside it. damaged: a line for each record that is of no use.
-
-    Raises InputError when there are damaged records only.
-    """
-    if damaged and not found:
-        raise InputError(damaged[0])
+    """Write the page; `pictures` lie in the folder beside it. damaged: a line for each record that is of no use."""
     text = render(content(found, damaged, pictures))
     with files.whole(page) as temporary:
         temporary.write_text(text, encoding="utf-8")

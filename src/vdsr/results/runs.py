@@ -261,7 +261,7 @@ def paths(folder: Path) -> list[Path]:
 
 
 def read_each(folder: Path) -> tuple[list[Run], list[str]]:
-    """Every record below a folder, and a line for each that is cut off, damaged, older or newer than is read here.
+    """Every record below a folder, and a line for each that is of no use: cut off, damaged, of another version.
 
     Raises InputError when there is no such folder.
     """
@@ -275,15 +275,20 @@ def read_each(folder: Path) -> tuple[list[Run], list[str]]:
 
 
 def read(folder: Path) -> list[Run]:
-    """Every record below a folder. Raises InputError when there is no such folder, or any record cannot be used."""
+    """Every record below a folder. Raises InputError when there is no such folder, or any record is of no use."""
     found, complaints = read_each(folder)
+    refuse(complaints, folder)
+    return found
+
+
+def refuse(complaints: Sequence[str], folder: Path) -> None:
+    """Raise InputError where there are complaints; several have a line each in the log."""
     if len(complaints) == 1:
         raise InputError(complaints[0])
     for complaint in complaints:
         log.error("%s", complaint)
     if complaints:
-        raise InputError(f"{folder}: {len(complaints)} of {len(complaints) + len(found)} records cannot be used")
-    return found
+        raise InputError(f"{folder}: {len(complaints)} records cannot be used")
 
 
 def series(runs: Iterable[Run], *swept: str) -> list[list[Group]]:
