@@ -67,9 +67,8 @@ def stub(tmp_path):
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/activate").touch()
     program = tmp_path / "venv/bin/wandb"
-    program.write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncase "$3" in *bad) ;; *) touch "$3/$(basename "$3"/*.wandb).synced";; esac\n'
-    )
+    log = f'echo "$@" >> {tmp_path}/calls'
+    program.write_text(f'#!/bin/sh\n{log}\ncase $3 in *bad) ;; *) touch "$3/$(basename "$3"/*.wandb).synced";; esac\n')
     program.chmod(0o755)
     return os.environ | {"VDSR_VENV": str(tmp_path / "venv"), "PATH": f"{program.parent}:{os.environ['PATH']}"}
 

@@ -1,7 +1,6 @@
 """The true client against a server of our own, and commands that talk to it."""
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -78,15 +77,10 @@ def train(run, small, tmp_path):
 def sync(run, tmp_path):
     """slurm/sync.sh, for runs that have ended a while ago."""
 
-    def sync():
+    def sync(**variables):
         ago = time.time() - 600
         for log in tmp_path.rglob("run-*.wandb"):
             os.utime(log, (ago, ago))
-        return run(ROOT / "slurm/sync.sh", tmp_path)
+        return run(ROOT / "slurm/sync.sh", tmp_path, **variables)
 
     return sync
-
-
-def said(out, words):
-    """The lines of what was printed that W&B is the subject of, but for where the run is to be seen."""
-    return [line for line in out.splitlines() if re.match(words, line)]

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +12,27 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load
 
+from tests.wandb.endpoint import FAULTS
+
 ROOT = Path(__file__).parents[2]
 
-# src/train.py that kills itself after a step, and everything that it has started loses its parent
-KILLED = f"""
-import os, runpy, signal, sys
+# src/train.py that does something after each step
+AFTER_A_STEP = f"""
+import os, runpy, signal, sys, time
 from vdsr.callbacks.recorder import Recorder
 going_on = Recorder.on_train_batch_end
-def kill(self, trainer, *rest):
+def after(self, trainer, *rest):
     going_on(self, trainer, *rest)
-    if trainer.global_step == int(os.environ["KILL_AT"]):
-        import time
-        time.sleep(1.5)  # W&B's log is flushed each second
-        os.kill(os.getpid(), signal.SIGKILL)
-Recorder.on_train_batch_end = kill
+    %s
+Recorder.on_train_batch_end = after
 sys.argv[0] = {str(ROOT / "src/train.py")!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# W&B's log is flushed each second
+KILLED = (
+    AFTER_A_STEP % "trainer.global_step == int(os.environ['KILL_AT']) and [time.sleep(1.5), os.kill(os.getpid(), 9)]"
+)
+SLOW = AFTER_A_STEP % "time.sleep(0.1)"
 
 
 @pytest.fixture
@@ -69,7 +72,9 @@ def assert_is_the_record(endpoint, run, record, run_dir):
     found = figures(run)
     expected = {}
     for point in record["curve"]:
-        expected |= {(f"train/{k}", point["step"] - 1): v for k, v in point.items() if k not in ("step", "epoch")}
+        # a step that is taken twice is as fast as it is: W&B has the first figure
+        timeless = {k: v for k, v in point.items() if k not in ("step", "epoch", "patches_per_second")}
+        expected |= {(f"train/{key}", point["step"] - 1): value for key, value in timeless.items()}
     best = 0
     for point in record["validations"]:
         step, best = point["step"] - 1, max(best, point["psnr"])
@@ -82,8 +87,8 @@ def assert_is_the_record(endpoint, run, record, run_dir):
     assert {step for key, step in found if key == "train/loss"} == set(range(record["steps"]))
     for place, value in expected.items():
         assert found[place] == pytest.approx(value, rel=1e-5), place
-    others = {key for key, _ in found.keys() - expected.keys()}
-    assert {key for key in others if not key.startswith("test/")} == {"val/gain", "epoch", "pictures/val"}
+    others = {key for key, _ in found.keys() - expected.keys() if not key.startswith("test/")}
+    assert others == {"val/gain", "epoch", "pictures/val", "train/patches_per_second"}
     shown = pictures(endpoint, run)
     assert sorted(shown) == [point["step"] for point in record["validations"]]
     assert np.array_equal(shown[record["steps"]], np.asarray(Image.open(run_dir / "pictures/val.png")))
@@ -131,7 +136,7 @@ def test_an_online_run(endpoint, train, record, tmp_path):
 
 
 def test_images_are_sent_when_asked_to(endpoint, train, sets):
-    assert train("+logger.wandb.upload_data=true", "trainer.max_steps=1", "trainer.validations=1").status == 0
+    assert train("logger.wandb.upload_data=true", "trainer.max_steps=1", "trainer.validations=1").status == 0
     data = only(a for a in endpoint.artifacts.values() if a["name"] == "data-train")
     tar = "train-00000.tar"
     assert endpoint.stored[data["files"][tar]] == (Path(sets.train) / tar).read_bytes()
@@ -160,14 +165,15 @@ def test_an_offline_run_is_sent_later_and_once(endpoint, train, sync, record, tm
     assert run.history == before
 
 
-@pytest.mark.parametrize("mode", ["online", "offline"])
-def test_a_run_that_is_killed_twice(endpoint, train, sync, record, tmp_path, mode):
-    for step in (8, 13):
-        done = train(program=("-c", KILLED), KILL_AT=step, WANDB_MODE=mode)
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "steps"), [("online", [8, 13]), ("offline", [13])])
+def test_a_run_that_is_killed(endpoint, train, sync, record, tmp_path, mode, steps):
+    for step in steps:
+        done = train(program=("-c", KILLED), AT=step, WANDB_MODE=mode)
         assert done.status == -signal.SIGKILL, done.out
     assert train(WANDB_MODE=mode).status == 0
     if mode == "offline":
-        assert "3 sent, 0 not" in sync().out
+        assert "2 sent, 0 not" in sync().out
     run = only(endpoint.runs.values())
     assert_is_the_record(endpoint, run, record(), tmp_path / "run")
     assert run.state == "finished"
@@ -177,32 +183,12 @@ def test_a_run_that_is_killed_twice(endpoint, train, sync, record, tmp_path, mod
 # --- a server that fails ---
 
 
-@pytest.fixture
-def outage(endpoint):
-    """Changes the server while a training runs: (what to wait for, what to do), one after the other."""
-    over = threading.Event()
-
-    def plan(*acts):
-        def act():
-            for condition, change in acts:
-                while not condition():
-                    if over.wait(0.02):
-                        return
-                change()
-
-        threading.Thread(target=act, daemon=True).start()
-
-    yield plan
-    over.set()
-
-
 def complaints(out):
     return [line for line in out.splitlines() if line.startswith("W&B: ") and "http://" not in line[:12]]
 
 
-@pytest.mark.parametrize("fault", ["error", "busy", "slow", "drop", "garbage"])
-def test_a_server_that_fails_now_and_then(endpoint, train, sync, record, tmp_path, fault):
-    endpoint.faults = {fault: 0.3}
+def test_a_server_that_fails_in_every_way(endpoint, train, sync, record, tmp_path):
+    endpoint.faults = dict.fromkeys(FAULTS, 0.08)
     done = train(WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS=2, WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS=2)
     assert done.status == 0, done.out
     assert len(complaints(done.out)) <= 1
@@ -212,18 +198,36 @@ def test_a_server_that_fails_now_and_then(endpoint, train, sync, record, tmp_pat
     assert_is_the_record(endpoint, only(endpoint.runs.values()), record(), tmp_path / "run")
 
 
-def test_errors_then_an_outage_then_gone(endpoint, train, sync, outage, record, tmp_path):
+@pytest.mark.slow
+def test_errors_then_an_outage_then_gone(endpoint, train, sync, record, tmp_path):
+    over, done = threading.Event(), []
+
+    def rows(more):
+        """Wait for so many more rows, or the end of the training."""
+        enough = sum(len(run.rows) for run in endpoint.runs.values()) + more
+        while not over.wait(0.05) and sum(len(run.rows) for run in endpoint.runs.values()) < enough:
+            pass
+
+    def fail():
+        rows(10)
+        endpoint.unreachable()
+        over.wait(5)
+        endpoint.reachable()
+        rows(10)
+        endpoint.unreachable()
+        done.append(not over.is_set())
+
     endpoint.faults = {"error": 0.3}
-    outage(
-        (lambda: any(run.rows for run in endpoint.runs.values()), endpoint.unreachable),
-        (lambda: time.sleep(3) or True, endpoint.reachable),
-        (lambda: time.sleep(3) or True, endpoint.unreachable),
-    )
-    done = train("trainer.max_steps=200", "trainer.checkpoint_every=50", "model.width=16")
-    assert done.status == 0, done.out
+    failing = threading.Thread(target=fail)
+    failing.start()
+    trained = train("trainer.max_steps=240", "trainer.checkpoint_every=60", program=("-c", SLOW))
+    over.set()
+    failing.join()
+    assert trained.status == 0, trained.out
     assert record()["status"] == "finished"
-    assert "Traceback" not in done.out
-    endpoint.unreachable()
+    assert "Traceback" not in trained.out
+    assert "W&B (offline): wandb sync --yes run/wandb/offline-run-" in trained.out
+    assert done == [True]  # all of it during the training
     endpoint.faults = {}
     endpoint.reachable()
     assert sync().status == 0
@@ -235,7 +239,7 @@ def test_a_server_that_was_never_there(endpoint, train, sync, record, tmp_path):
     done = train()
     assert done.status == 0, done.out
     assert "W&B (offline): wandb sync --yes run/wandb/offline-run-" in done.out
-    done = sync()
+    done = sync(WANDB_X_GRAPHQL_RETRY_MAX=1)
     assert (done.status, "0 sent, 1 not" in done.out) == (1, True), done.out
     endpoint.reachable()
     assert sync().status == 0
@@ -247,18 +251,17 @@ def test_a_server_that_was_never_there(endpoint, train, sync, record, tmp_path):
     [
         ({"WANDB_API_KEY": "f" * 40}, "user is not logged in"),
         ({"WANDB_API_KEY": "hello"}, "API key must have 40+ characters"),
-        ({"WANDB_API_KEY": ""}, None),
         ({"PROJECT": "forbidden"}, "permission denied: tester may not write to forbidden"),
     ],
-    ids=["wrong key", "no key at all", "none", "project"],
+    ids=["wrong key", "no key", "project"],
 )
 def test_who_may_not_is_told_so_once_and_goes_on_offline(endpoint, train, tmp_path, settings, said):
     project = settings.get("PROJECT", "vdsr")
     done = train(f"logger.wandb.project={project}", "trainer.max_steps=60", "model.width=16", **settings)
     assert done.status == 0, done.out
-    assert len(complaints(done.out)) == (said is not None), done.out
-    assert said is None or said in done.out
-    assert settings.get("WANDB_API_KEY") not in ("", done.out)
+    (line,) = complaints(done.out)
+    assert said in line
+    assert settings.get("WANDB_API_KEY", "no key") not in done.out
     assert "W&B (offline): wandb sync --yes run/wandb/offline-run-" in done.out
     assert not any(run.rows for run in endpoint.runs.values())
     assert os.listdir(tmp_path / "run/wandb")
