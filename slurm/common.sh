@@ -38,7 +38,7 @@ activate() {
 # What every rank is to find in its environment.
 environment() {
     activate
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
     MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node differ
     export MASTER_ADDR MASTER_PORT
     export PYTHONFAULTHANDLER=1                # a crash in C++ leaves Python's stack in the log

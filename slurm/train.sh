@@ -30,7 +30,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # sbatch runs a copy of this file, in a folder of Slurm's; the job knows where it was
-[[ -f $here/common.sh ]] || here=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's|.* Command=\(.*\)/train\.sh.*|\1|p; q')
+[[ -f $here/common.sh ]] || here=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n '1s|.* Command=\(.*\)/train\.sh.*|\1|p')
 # shellcheck source=slurm/common.sh
 source "$here/common.sh"
 

@@ -71,8 +71,17 @@ def swept(records: Sequence[Record]) -> list[str]:
         for override in record["overrides"]:
             values.setdefault(override.split("=", 1)[0].lstrip("+"), set())
     for key in values:
-        values[key] = {json.dumps(lookup(record["config"], key), default=str) for record in records}
+        values[key] = {json.dumps(setting(record, key), default=str) for record in records}
     return [key for key, different in values.items() if len(different) > 1]
+
+
+def setting(record: Record, key: str) -> Any:
+    """What a run has at a dotted key: a value, or of a group (data=train291) the name of what was chosen."""
+    value = lookup(record["config"], key)
+    if not isinstance(value, Mapping):
+        return value
+    pairs = (override.lstrip("+").split("=", 1) for override in record["overrides"])
+    return next((chosen for name, chosen in pairs if name == key), None)
 
 
 def lookup(config: Mapping[str, Any], key: str) -> Any:

@@ -62,7 +62,7 @@ def report(folder: Path) -> int:
     if not found:
         raise InputError(f"{folder}: no run left a record")
     keys = records.swept(found)
-    found.sort(key=lambda record: [records.order(records.lookup(record["config"], key)) for key in keys])
+    found.sort(key=lambda record: [records.order(records.setting(record, key)) for key in keys])
     benchmarks = sorted({(name, scale) for r in found for name, s in r.get("metrics", {}).items() for scale in s})
     header = [
         *keys,
@@ -72,7 +72,7 @@ def report(folder: Path) -> int:
         "seconds",
     ]
     rows = [
-        [*(str(records.lookup(r["config"], key)) for key in keys), r["status"]]
+        [*(str(records.setting(r, key)) for key in keys), r["status"]]
         + [_psnr(r, name, scale) for name, scale in benchmarks]
         + [f"{r['gain']:+.2f}" if r.get("gain") is not None else "", f"{r['seconds']:.0f}"]
         for r in found
@@ -111,7 +111,7 @@ def _draw(found: list[dict[str, Any]], keys: list[str], path: Path) -> None:
 
     figure = plots.figure(4.2, width=1.6 + 1.1 * max(4, len(found)))
     axes = figure.subplots()
-    labels = ["\n".join(f"{key.split('.')[-1]} {records.lookup(r['config'], key)}" for key in keys) for r in found]
+    labels = ["\n".join(f"{key.split('.')[-1]} {records.setting(r, key)}" for key in keys) for r in found]
     benchmarks = sorted({(name, scale) for r in found for name, s in r.get("metrics", {}).items() for scale in s})
     for number, (name, scale) in enumerate(benchmarks):
         points = [

@@ -32,12 +32,13 @@ def missing():
     return None
 
 
-def until(condition, what):
-    """Wait until `condition()` is true, and return it."""
+def until(condition, what, over=lambda: False):
+    """Wait until `condition()` is true, and return it. It never will be once `over()` is."""
     end = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < end, f"waited {PATIENCE} s in vain: {what()}"
-        time.sleep(0.2)
+        assert not over(), what()
+        time.sleep(0.3)
     return found
 
 
@@ -136,7 +137,7 @@ class Training:
     """A tiny training in a folder of its own: how to start it, and what came of it."""
 
     def __init__(self, cluster, cwd, data):
-        self.cluster, self.cwd = cluster, cwd
+        self.cluster, self.cwd, self.job = cluster, cwd, None
         self.overrides = [
             "+experiment=smoke",
             "logger=none",
@@ -155,10 +156,14 @@ class Training:
 
     def under_way(self, folder="smoke/*"):
         """Wait until there is a checkpoint to go on from."""
-        logs = self.cwd.glob("*.*")
-        found = until(
-            lambda: [*self.cwd.glob(f"runs/{folder}/checkpoints/last.ckpt")], lambda: [*map(Path.read_text, logs)]
-        )
+
+        def folders():
+            return [*self.cwd.glob(f"runs/{folder}/checkpoints/last.ckpt")]
+
+        def said():  # by the job, or by what sent it out
+            return "\n".join(path.read_text() for path in self.cwd.glob("*.*"))
+
+        found = until(folders, said, lambda: self.job and self.job.show()["JobState"] in ("FAILED", "CANCELLED"))
         assert len(found) == 1
 
     def process(self, rank):

@@ -119,6 +119,18 @@ def test_swept_keys_are_the_overridden_ones_that_vary():
     assert records.swept(found[:1]) == []
 
 
+def test_a_group_is_swept_by_the_names_of_its_options():
+    def point(option, seed):
+        config = {"data": {"train": option, "seed": seed}, "seed": seed}  # a group that holds what else is swept
+        return record(config=config, overrides=[f"data={option}", f"seed={seed}"])
+
+    assert records.swept([point("a", 0), point("a", 1)]) == ["seed"]
+    assert records.swept([point("a", 0), point("b", 0)]) == ["data"]
+    assert records.setting(point("b", 0), "data") == "b"
+    assert records.setting(point("b", 2), "data.seed") == 2
+    assert records.setting(record(config={"data": {}}, overrides=[]), "data") is None
+
+
 def test_lookup():
     config = {"a": {"b": {"c": 3}, "none": None}}
     assert records.lookup(config, "a.b.c") == 3
