@@ -53,7 +53,8 @@ SAME = {"yuvj420p": "yuv420p", "yuvj422p": "yuv422p", "yuvj444p": "yuv444p", "p0
 COLOUR = ("color_range", "color_primaries", "color_trc", "colorspace")
 HANDED_ON = (*COLOUR, "sample_aspect_ratio")
 BATCH_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of a batch's output: on two cores small frames gain, on a GPU all
-BYTES_PER_PIXEL = 100  # of an output frame: what the encoders look ahead, and the batch beside it
+# of an output frame, measured at 1920×1080: what the encoders look ahead, and the frames and planes beside it
+BYTES_PER_PIXEL = {"h264": 240, "h265": 250, "av1": 360, "ffv1": 150}
 LONGEST_SIDE = 16_384
 MISSING = 0.5  # seconds that may be lacking at the end of a video that is whole
 
@@ -129,7 +130,7 @@ class _Job:
             raise InputError(f"{source}: frames of {self.size[1]}×{self.size[0]} are more than {LONGEST_SIDE} a side")
         pixels = self.size[0] * self.size[1]
         try:
-            self.tile = upscaler.tile_within(BYTES_PER_PIXEL * pixels, largest=max(512, *self.size))
+            self.tile = upscaler.tile_within(BYTES_PER_PIXEL[codec] * pixels, largest=max(512, *self.size))
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
         self.batch = max(1, BATCH_PIXELS[upscaler.device.type] // pixels)
