@@ -58,7 +58,6 @@ def opened(page):
     complaints = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda request: complaints.append(request.url))
     page.set_default_timeout(PATIENCE)
 
     def load(address, width=1280, height=800):

@@ -3,8 +3,12 @@
 import html
 import http.client
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -253,7 +257,7 @@ def test_the_content_follows_the_records(serve, recorded, tmp_path):
 def test_the_server_gives_away_nothing_else(serve):
     status, body, _ = serve("/")
     assert status == 200
-    assert b"data-live" in body
+    assert f'data-live="{serve.server.content()[0]}"' in body.decode()
     assert "connect-src 'self'" in html.unescape(body.decode())
     assert serve("/pictures/set/o.webp")[:2] == (200, b"picture")
     for path in (
@@ -266,6 +270,21 @@ def test_the_server_gives_away_nothing_else(serve):
     assert serve("/", Host="example.org")[:2] == (403, b"")  # a name that was pointed at this machine
     assert serve("/", method="POST")[0] == 501
     assert serve.server.server_address[0] == "127.0.0.1"
+
+
+def test_the_command_serves_until_ctrl_c(recorded, tmp_path):
+    recorded(tmp_path / "runs" / "0" / "record.json", gain=0.25)
+    line = [sys.executable, str(ROOT / "src" / "report.py"), "records=runs", "serve=true", "port=0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        port = re.match(r"http://127\.0\.0\.1:(\d+)/ shows runs", process.stdout.readline())[1]
+        connection = http.client.HTTPConnection("127.0.0.1", int(port))
+        connection.request("GET", "/")
+        assert b">+0.25<" in connection.getresponse().read()
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(60), process.stdout.read()) == (0, "ended\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_a_port_that_is_taken(serve, tmp_path):

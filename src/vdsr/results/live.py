@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import logging
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vdsr.errors import InputError
@@ -35,6 +37,11 @@ class Server(ThreadingHTTPServer):
         except (OSError, OverflowError, TypeError) as error:
             taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
             raise InputError(f"port={port}: {'is taken' if taken else error}; give port=… another number") from None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
@@ -67,7 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             self._answer(HTTPStatus.FORBIDDEN)  # another site's name that leads here
         elif path == "/":
-            self._answer(HTTPStatus.OK, page.render(self.server.content()[1], live=True).encode(), "text/html")
+            tag, text = self.server.content()
+            self._answer(HTTPStatus.OK, page.render(text, live=tag).encode(), "text/html")
         elif path == "/content":
             tag, text = self.server.content()
             same = tag and self.headers.get("If-None-Match") == f'"{tag}"'

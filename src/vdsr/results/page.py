@@ -83,8 +83,8 @@ def write(page: Path, found: Sequence[Run], damaged: Sequence[str], pictures: Pi
     log.info("%s: %d runs%s", page, len(found), f", {len(pictures.comparisons)} pictures" if pictures else "")
 
 
-def render(content: str, live: bool = False) -> str:
-    """The whole document. live: it asks its server for newer content."""
+def render(content: str, live: str | None = None) -> str:
+    """The whole document. live: the content's tag, where the page is to ask its server for newer content."""
     plotly, script = get_plotlyjs(), _source("page.js")
     digests = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in (plotly, script)]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)  # scripts of the page's own and no others

@@ -148,10 +148,12 @@ function start() {
 
 // --- live: newer content from this page's own server, with everything left as the reader had it ---
 
+let tag = `"${document.documentElement.dataset.live}"`;
+
 async function renew() {
-  const response = await fetch("content", { cache: "no-cache", headers: { "If-None-Match": renew.tag ?? "" } });
+  const response = await fetch("content", { cache: "no-store", headers: { "If-None-Match": tag } });
   if (response.status !== 200) return;
-  renew.tag = response.headers.get("ETag");
+  tag = response.headers.get("ETag") ?? "";
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
   const kept = new Map([...document.querySelectorAll("main :is(input, select)")].map(({ id, value }) => [id, value]));
   const { scrollTop, scrollLeft } = document.querySelector(".tall") ?? {};
