@@ -1,4 +1,4 @@
-"""A Slurm cluster of three pretended nodes for these tests, with jobs to send to it."""
+"""A Slurm cluster of four pretended nodes for these tests, with jobs to send to it."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ def until(condition, what, over=lambda: False):
 
 
 class Cluster:
-    """Nodes node1, node2 and node3 with 4 CPUs and 2 pretended GPUs each; partitions normal, grace (preempted
+    """Nodes node1 to node4 with 4 CPUs and 2 pretended GPUs each; partitions normal, grace (preempted
     two minutes after SIGTERM) and urgent."""
 
     def __init__(self, folder):
@@ -126,7 +126,7 @@ def cluster(tmp_path_factory):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     made = Cluster(folder := tmp_path_factory.mktemp("cluster"))
     try:
-        made.run(CLUSTER, "up", folder, 3)
+        made.run(CLUSTER, "up", folder, 4)
         yield made
     finally:
         made.run("scancel", "--user=root", check=False)

@@ -15,24 +15,36 @@ TWO_NODES = "--nodes=2"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def at_the_time_limit(training):
-    """A job that meets Slurm's own time limit, which takes its minute: in the background.
-
-    Its process is halted after the first checkpoint until the warning comes, so that it does not end before.
-    """
-
-    def run():
-        limited = training()
-        limited.submit(ONE_NODE, "--nodelist=node3", "--time=1", "--signal=B:USR1@1")
-        limited.under_way()
-        process = limited.process(rank=0)
-        os.kill(process, signal.SIGSTOP)
-        limited.job.said("USR1 passed on")
-        os.kill(process, signal.SIGCONT)
-        return restarted(limited)
-
+def meanwhile(training, cluster):
+    """What consists of waiting for Slurm, on nodes of its own beside the other tests: futures of the trainings."""
     with ThreadPoolExecutor() as pool:
-        yield pool.submit(run)
+        yield {
+            "limit": pool.submit(at_the_time_limit, training()),
+            "power": pool.submit(without_power, training(), cluster),
+        }
+
+
+def at_the_time_limit(run):
+    """It meets Slurm's own time limit, halted after the first checkpoint so that it does not end before."""
+    run.submit(ONE_NODE, "--nodelist=node3", "--time=1", "--signal=B:USR1@1")
+    run.under_way()
+    process = run.process(rank=0)
+    os.kill(process, signal.SIGSTOP)
+    run.job.said("USR1 passed on")
+    os.kill(process, signal.SIGCONT)
+    return restarted(run)
+
+
+def without_power(run, cluster):
+    """One of its nodes loses power, and gets it back."""
+    run.submit(TWO_NODES, "--nodelist=node[3-4]")
+    run.under_way()
+    cluster.power("off", "node4")
+    try:
+        run.job.until("PENDING")
+    finally:
+        cluster.power("on", "node4")
+    return restarted(run)
 
 
 @pytest.fixture(scope="module")
@@ -131,18 +143,6 @@ def test_restarts_have_a_bound(training):
     assert "ended with status 137 after 0 restarts: not requeued" in run.job.log()
 
 
-def test_a_node_loses_power(training, cluster, undisturbed):
-    run = training()
-    run.submit(TWO_NODES, "--exclude=node3")
-    run.under_way()
-    cluster.power("off", "node2")
-    try:
-        run.job.until("PENDING")
-    finally:
-        cluster.power("on", "node2")
-    check(restarted(run), undisturbed)
-
-
 def test_a_cancelled_job_stays_cancelled_and_can_go_on(training, cluster, undisturbed):
     run = training()
     job = run.submit(TWO_NODES)
@@ -155,7 +155,11 @@ def test_a_cancelled_job_stays_cancelled_and_can_go_on(training, cluster, undist
     check(run, undisturbed)
 
 
-def test_the_time_limit(at_the_time_limit, alone):
-    run = at_the_time_limit.result()
+def test_the_time_limit(meanwhile, alone):
+    run = meanwhile["limit"].result()
     check(run, alone)
     assert "SIGUSR1: saved at step" in run.job.log()
+
+
+def test_a_node_loses_power(meanwhile, undisturbed):
+    check(meanwhile["power"].result(), undisturbed)
