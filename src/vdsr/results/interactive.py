@@ -27,9 +27,9 @@ SWEPT = (*SETTINGS, "trainer.precision")
 ASIDE = ("data.seed", "data.val", "data.test", "data.val_scales", "data.test_scales", "data.mode", "data.stream")
 NAMES = {"model.depth": "depth", "clip.theta": "θ", "data.scales": "scales", "optim.lr": "γ₀", "data.train": "data"}
 
-# each end at least 3 : 1 against white
+# each at least 3 : 1 against white
 FROM_POOR_TO_GOOD = [[0, plots.COLOURS[1]], [0.5, plots.GREY], [1, plots.COLOURS[0]]]
-AROUND_BICUBIC = [[0, plots.COLOURS[1]], [0.5, "#FFFFFF"], [1, plots.COLOURS[0]]]
+AROUND_BICUBIC = [[0, "#EDA36B"], [0.5, "#FFFFFF"], [1, "#6FB1DA"]]  # light enough to be written on
 INK, RULE = "#1F2933", "#E4E7EB"
 
 Axis = tuple[list[float], dict[str, Any]]  # where each run lies on it, and its ticks
@@ -158,9 +158,14 @@ def _lines(
 def _by_gain(runs: Sequence[Run]) -> list[str]:
     gains = [gain(run) for run in runs]
     known = [found for found in gains if found is not None] or [0.0]
-    reach = (max(known) - min(known)) or 1
-    shares = [0 if found is None else (found - min(known)) / reach for found in gains]
+    low, high = _reach(known)
+    shares = [0 if found is None else max(0, (found - low) / (high - low or 1)) for found in gains]
     return list(sample_colorscale(FROM_POOR_TO_GOOD, shares))
+
+
+def _reach(gains: Sequence[float]) -> tuple[float, float]:
+    """From where to where colours are told apart: not below LOWEST, where networks have failed, if any did not."""
+    return (max(min(gains), LOWEST) if max(gains) > LOWEST else min(gains)), max(gains)
 
 
 # --- what was swept ---
@@ -173,7 +178,8 @@ def _parallel(runs: Sequence[Run], keys: Sequence[str]) -> Chart:
         positions, ticks = _axis([run[key] for run in runs])
         dimensions.append({"label": _plain(name(key)), "values": positions, **ticks})
     dimensions.append({"label": "gain (dB)", "values": gains, "tickformat": "+.2f"})
-    line = {"color": gains, "colorscale": FROM_POOR_TO_GOOD, "showscale": False}
+    low, high = _reach([gain(run) or 0 for run in runs])
+    line = {"color": gains, "colorscale": FROM_POOR_TO_GOOD, "cmin": low, "cmax": high, "showscale": False}
     font = {"size": 12, "color": INK}
     figure = go.Parcoords(line=line, dimensions=dimensions, labelfont=font, tickfont=font, rangefont=font)
     text = (
@@ -203,7 +209,7 @@ def _heat_map(runs: Sequence[Run], keys: Sequence[str]) -> Chart:
         rows = [shown(b) for b in sorted({b for run in runs for b in run.scores}, reverse=True)]
         axes = name(keys[0]), ""
     figures = [[fmean(cells[c, r]) if (c, r) in cells else None for c in columns] for r in rows]
-    limit = 1.6 * max((abs(z) for row in figures for z in row if z is not None), default=1) or 1  # dark ends hide text
+    limit = max(map(abs, _reach([z for row in figures for z in row if z is not None]))) or 1
     few = len(columns) * len(rows) <= CELLS
     drawn = go.Heatmap(
         x=[_plain(column) for column in columns],
