@@ -33,6 +33,8 @@ def command():
             stack.enter_context(mock.patch.dict(os.environ, COLUMNS="200"))
             stack.enter_context(_working_directory(cwd))
             stack.enter_context(_root_logger())
+            # what a process of its own would hold; this one holds what all tests before have loaded
+            stack.enter_context(mock.patch("vdsr.hardware.resident", return_value=300_000_000))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             try:

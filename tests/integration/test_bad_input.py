@@ -330,12 +330,25 @@ def test_weights_that_are_not_there(command, tmp_path):
 
 @pytest.mark.parametrize("arguments", [[], ["model=bicubic", "weights=some.ckpt"]])
 def test_evaluating_nothing_or_two_things(command, tmp_path, arguments):
-    assert_refused(command(tmp_path, "src/evaluate.py", *arguments), "weights=FILE, or model=bicubic, and not both")
+    assert_refused(
+        command(tmp_path, "src/evaluate.py", *arguments), "weights=NAME or FILE, or model=bicubic, and not both"
+    )
 
 
-@pytest.mark.parametrize(
-    "kind", ["picture", "text", "empty", "truncated checkpoint", "foreign", "pickle", "archived pickle"]
-)
+@pytest.mark.parametrize("kind", ["picture", "text", "empty", "truncated checkpoint", "pickle"])
+def test_a_damaged_checkpoint_with_none_before_it_is_set_aside(train, files, tmp_path, kind):
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(files[kind])
+    result = train(tmp_path, "hydra.run.dir=run")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.splitlines()[0].startswith("run/checkpoints/last.ckpt is damaged (")
+    assert "continuing" not in result.out
+    assert last.with_name("last.ckpt.damaged").read_bytes() == files[kind]
+    assert os.listdir(tmp_path) == ["run"]  # nothing executed
+
+
+@pytest.mark.parametrize("kind", ["foreign", "archived pickle"])
 def test_continuing_from_the_wrong_checkpoint(train, files, tmp_path, kind):
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
@@ -361,9 +374,9 @@ def test_the_folder_of_another_run(train, run_dir, tmp_path):
     kept = {
         path: path.read_bytes()
         for path in (tmp_path / "run").rglob("*")
-        if path.suffix in (".safetensors", ".ckpt", ".json")
+        if path.suffix in (".safetensors", ".ckpt") or path.name == "record.json"
     }
-    assert len(kept) == 4
+    assert len(kept) == 5
     result = train(tmp_path, "hydra.run.dir=run", "model.depth=4")
     assert_refused(result, "run holds a run of another configuration", "model.depth: 3 → 4")
     assert {path: path.read_bytes() for path in kept} == kept
