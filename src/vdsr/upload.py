@@ -14,7 +14,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 60  # seconds without a connection after which it is said
+PATIENCE = 30  # seconds without a connection after which it is said
 SILENCE = 15  # seconds without a sign of progress after which a run that has ended waits no longer
 LONGEST, SHORTEST = 60, 10  # seconds that one waits at most: after the end, and when the process was asked to leave
 STUB = 7  # bytes of a log that holds nothing
@@ -67,10 +67,12 @@ class Upload:
         return _synced(self.run)
 
     def finish(self, asked_to_leave: bool) -> None:
-        """Wait for the rest to arrive, as long as something moves, and end."""
+        """Wait for the rest to arrive, as long as something moves or it has only just begun, and end."""
         end = time.monotonic() + (SHORTEST if asked_to_leave else LONGEST)
         self._heard = time.monotonic()
-        while self.url and not self.complete and time.monotonic() < min(end, self._heard + SILENCE):
+        while not self.complete and time.monotonic() < min(end, self._heard + SILENCE):
+            if self._complained and not self.url:
+                break
             time.sleep(0.1)
         self._timer.cancel()
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import pytest
 from tests.wandb.endpoint import KEY, Endpoint
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds for what takes ten on an idle machine
+PATIENCE = 200  # seconds for what takes ten on an idle machine
 
 
 @pytest.fixture
@@ -20,6 +20,8 @@ def endpoint():
     server = Endpoint()
     yield server
     server.unreachable()
+    assert not server.bugs, server.bugs[0]
+    assert not server.unknown
 
 
 @pytest.fixture

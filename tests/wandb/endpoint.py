@@ -12,6 +12,7 @@ import random
 import re
 import threading
 import time
+import traceback
 import uuid
 import warnings
 from collections import Counter
@@ -43,6 +44,7 @@ class Run:
     job_type: str = ""
     sweep: str = ""
     state: str = "running"
+    preempting: bool = False
     tags: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +86,8 @@ class Endpoint:
     """The server, in threads of this process: `url`, `runs`, `artifacts`, `sweeps`, `views`, `stored`.
 
     faults: share of the requests that each of FAULTS hits; `unreachable()` and `reachable()` take the whole server away
-    and bring it back. asked: how often each operation was asked for; unknown: operations that it does not know.
+    and bring it back. asked: how often each operation was asked for; unknown: operations that it does not know;
+    bugs: its own.
     """
 
     def __init__(self) -> None:
@@ -97,6 +100,7 @@ class Endpoint:
         self.faults: dict[str, float] = {}
         self.asked: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
+        self.bugs: list[str] = []
         self.lock = threading.RLock()
         self.chance = random.Random(1)
         self._server: ThreadingHTTPServer | None = None
@@ -205,11 +209,10 @@ class Endpoint:
                     run.rows |= {row["_step"]: row for row in map(json.loads, chunk["content"])}
                 else:
                     run.lines.setdefault(file, {}).update(enumerate(chunk["content"], chunk["offset"]))
-            if body.get("preempting"):
-                run.state = "preempting"
+            run.preempting |= bool(body.get("preempting"))
             if body.get("complete"):
-                preempted = run.state == "preempting" and body.get("exitcode")
-                run.state = "preempted" if preempted else "failed" if body.get("exitcode") else "finished"
+                ill = "preempted" if run.preempting else "failed"
+                run.state = ill if body.get("exitcode") else "finished"
             return {}
 
     def project(self, name: str) -> dict[str, Any]:
@@ -308,7 +311,8 @@ class Endpoint:
                 )
                 point.summary_metrics, point.history = run.summary, run.history
         running = json.loads(asked["runState"] or "{}")
-        stop = sweeps.stop_runs(sweep.config, list(sweep.points.values()))
+        early = "early_terminate" in sweep.config
+        stop = sweeps.stop_runs(sweep.config, list(sweep.points.values())) if early else []
         commands += [{"type": "stop", "run_id": point.name} for point in stop if point.name in running]
         if not running:
             commands.append(self.next_point(sweep))
@@ -394,6 +398,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, json.dumps(answer()).encode())
         except RefusedError as refused:
             return self.send(refused.status, json.dumps({"errors": [{"message": str(refused)}]}).encode())
+        except Exception:  # the server's own, for its tests to see
+            self.endpoint.bugs.append(traceback.format_exc())
+            return self.send(400, b"{}")
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         with contextlib.suppress(OSError):  # a client that was killed

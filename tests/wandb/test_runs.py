@@ -99,7 +99,6 @@ def test_an_online_run(endpoint, train, record, tmp_path):
     assert done.status == 0, done.out
     run = only(endpoint.runs.values())
     assert_is_the_record(endpoint, run, record(), tmp_path / "run")
-    assert not endpoint.unknown
     assert (run.project, run.state, run.group, run.job_type, run.tags) == (
         "vdsr",
         "finished",

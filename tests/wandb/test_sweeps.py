@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,51 +70,55 @@ def test_each_parameter_is_one_of_ours_and_its_points_build(sweep):
 
 @pytest.fixture
 def started(run, tmp_path):
-    """`wandb sweep FILE` and `wandb agent --count COUNT`: what the agent printed."""
+    """`wandb sweep FILE` and `wandb agent --count COUNT`: the sweep, and what the agent printed."""
 
-    def start(sweep, count, **variables):
-        path = tmp_path / "sweep.yaml"
+    def start(sweep, count):
+        path = tmp_path / f"{sweep['name']}.yaml"
         path.write_text(yaml.safe_dump(sweep | {"program": str(ROOT / sweep["program"])}))
         made = run("wandb", "sweep", path)
         assert made.status == 0, made.out
         assert "Violation" not in made.out
         name = re.search(r"Run sweep agent with: wandb agent (\S+)", made.out)[1]
-        return run("wandb", "agent", "--count", count, name, **variables)
+        return name.rsplit("/", 1)[1], run("wandb", "agent", "--count", count, name)
 
     return start
 
 
-def with_overrides(sweep, *overrides):
-    words = sweep["command"]
-    return sweep | {"command": [*words[:3], *words[3:-1], *overrides, words[-1]]}
+def with_overrides(sweep, overrides):
+    """The sweep with more words before its parameters, less those that are its parameters."""
+    *words, parameters = sweep["command"]
+    mine = {word.partition("=")[0]: word for word in overrides}
+    return sweep | {"command": [*words, *(w for k, w in mine.items() if k not in sweep["parameters"]), parameters]}
 
 
 @pytest.mark.slow
-def test_an_agent_runs_its_points(sweep, started, small, endpoint, tmp_path):
+def test_agents_run_the_points_of_each_sweep(started, small, endpoint, tmp_path):
     tiny = [*small, "trainer.max_steps=2", "trainer.validations=1", "data.scales=[2]", "model.depth=3"]
-    tiny = [word for word in tiny if word.partition("=")[0] not in sweep["parameters"]]
-    done = started(with_overrides(sweep, *tiny), 3)
-    assert done.status == 0, done.out
-    (made,) = endpoint.sweeps.values()
-    assert made.project == "vdsr"
-    assert len(endpoint.runs) == 3, done.out
+    files = [with_overrides(yaml.safe_load(path.read_text()), tiny) for path in FILES]
+    with ThreadPoolExecutor(2) as agents:  # which wait five seconds between two looks
+        ended = list(agents.map(lambda sweep: started(sweep, 3), files))
+    assert len(endpoint.runs) == 3 * len(FILES)
     folders = {path.parent.name.rsplit("_", 1)[1]: path.parent for path in tmp_path.rglob("record.json")}
-    assert folders.keys() == endpoint.runs.keys() == made.points.keys()
-    for name, run in endpoint.runs.items():
-        assert (run.state, run.sweep, run.project) == ("finished", made.id, "vdsr")
-        record = json.loads((folders[name] / "record.json").read_text())
-        assert record["status"] == "finished"
-        assert run.summary["val/psnr_best"] == pytest.approx(record["psnr_best"])
-        for key, entry in made.points[name].config.items():
-            assert OmegaConf.select(OmegaConf.create(run.config), key) == entry["value"]
-            assert OmegaConf.select(OmegaConf.create(record["config"]), key) == entry["value"]
-    assert not endpoint.unknown
+    assert folders.keys() == endpoint.runs.keys()
+    for name, agent in ended:
+        assert agent.status == 0, agent.out
+        sweep = endpoint.sweeps[name]
+        assert sweep.project == "vdsr"
+        assert len(sweep.points) == 3, agent.out
+        for point, asked in sweep.points.items():
+            run, record = endpoint.runs[point], json.loads((folders[point] / "record.json").read_text())
+            assert (run.state, run.sweep, run.project) == ("finished", sweep.id, "vdsr"), agent.out
+            assert record["status"] == "finished"
+            assert run.summary["val/psnr_best"] == pytest.approx(record["psnr_best"])
+            for key, entry in asked.config.items():
+                assert OmegaConf.select(OmegaConf.create(run.config), key) == entry["value"]
+                assert OmegaConf.select(OmegaConf.create(record["config"]), key) == entry["value"]
 
 
 def test_an_unknown_parameter_is_one_line(started, small, endpoint):
     sweep = yaml.safe_load((ROOT / "conf/sweep/depth.yaml").read_text())
     sweep["parameters"] = {"model.dpeth": {"values": [5]}}
-    done = started(with_overrides(sweep, *small), 1)
+    _, done = started(with_overrides(sweep, small), 1)
     (line,) = re.findall(r"^error: .*$", done.out, re.MULTILINE)
     assert line.endswith("there is no key 'dpeth' (did you mean 'depth'?)")
     assert 'train.py", line' not in done.out
