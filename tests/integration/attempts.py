@@ -105,6 +105,9 @@ def run(attempt, rank, port):
         os.environ.update(places)
         rank_zero_only.rank = rank
     os.environ.update(attempt.get("environment", {}))
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # whoever starts the tests in the background has it ignored
     for number, moment, count, who in attempt.get("interrupts", []):
         if who == "wandb":
             interrupt(number, moment, count, lambda: next(pid for pid in children() if "wandb-core" in command(pid)))
