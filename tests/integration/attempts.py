@@ -107,7 +107,7 @@ def run(attempt, rank, port):
     os.environ.update(attempt.get("environment", {}))
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # whoever starts the tests in the background has it ignored
+    )  # ignored where the tests run in the background
     for number, moment, count, who in attempt.get("interrupts", []):
         if who == "wandb":
             interrupt(number, moment, count, lambda: next(pid for pid in children() if "wandb-core" in command(pid)))
