@@ -105,9 +105,7 @@ def run(attempt, rank, port):
         os.environ.update(places)
         rank_zero_only.rank = rank
     os.environ.update(attempt.get("environment", {}))
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where the tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     for number, moment, count, who in attempt.get("interrupts", []):
         if who == "wandb":
             interrupt(number, moment, count, lambda: next(pid for pid in children() if "wandb-core" in command(pid)))
