@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -276,7 +277,10 @@ def test_the_command_serves_until_ctrl_c(recorded, tmp_path):
     recorded(tmp_path / "runs" / "0" / "record.json", gain=0.25)
     line = [sys.executable, str(ROOT / "src" / "report.py"), "records=runs", "serve=true", "port=0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # it is ignored where the tests run in the background
+    with subprocess.Popen(
+        line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:
         port = re.match(r"http://127\.0\.0\.1:(\d+)/ shows runs", process.stdout.readline())[1]
         connection = http.client.HTTPConnection("127.0.0.1", int(port))
         connection.request("GET", "/")
