@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import pytest
 
 from tests.wandb.endpoint import KEY, Endpoint
@@ -31,7 +32,7 @@ def environment(endpoint, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     return kept | {
-        "HOME": str(home), "NETRC": str(home / ".netrc"), "COLUMNS": "200",
+        "HOME": str(home), "MPLCONFIGDIR": matplotlib.get_cachedir(), "NETRC": str(home / ".netrc"), "COLUMNS": "200",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "VDSR_VENV": sys.prefix,
         "WANDB_BASE_URL": endpoint.url, "WANDB_API_KEY": KEY,

@@ -14,18 +14,14 @@ import threading
 import time
 import traceback
 import uuid
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import sweeps
 import yaml
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # written for pydantic 1
-    import sweeps
-    from sweeps.config import schema_violations_from_proposed_config
+from sweeps.config import schema_violations_from_proposed_config
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 ENTITY = "tester"

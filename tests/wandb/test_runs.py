@@ -168,7 +168,7 @@ def test_an_offline_run_is_sent_later_and_once(endpoint, train, sync, record, tm
 @pytest.mark.parametrize(("mode", "steps"), [("online", [8, 13]), ("offline", [13])])
 def test_a_run_that_is_killed(endpoint, train, sync, record, tmp_path, mode, steps):
     for step in steps:
-        done = train(program=("-c", KILLED), AT=step, WANDB_MODE=mode)
+        done = train(program=("-c", KILLED), KILL_AT=step, WANDB_MODE=mode)
         assert done.status == -signal.SIGKILL, done.out
     assert train(WANDB_MODE=mode).status == 0
     if mode == "offline":
