@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from vdsr import signals
+from vdsr.errors import InputError
 from vdsr.ranks import rank
 from vdsr.shards import ShardSet
 from vdsr.upload import Upload
@@ -119,6 +120,30 @@ def wandb_logger(
         mode="offline" if mode == "online" else mode,
     )
     return Wandb(logged, Upload(Path(run.dir).parent) if upload else None, upload_data, experiment=run)
+
+
+def entity() -> str:
+    """The user or team that W&B's key belongs to. Raises InputError without a key that the server takes."""
+    import wandb
+
+    with refusals("W&B"):
+        if not wandb.login(prompt=False, verify=False):
+            raise InputError("W&B: there is no key: wandb login, or WANDB_API_KEY")
+        return str(wandb.Api().default_entity)
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """What W&B or its server says against something, as an InputError of one line."""
+    import wandb
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (wandb.errors.Error, WandbApiFailedError, OSError, ValueError) as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())[:200]}") from None
 
 
 def tensorboard_logger(run_dir: Path, config: dict[str, Any]) -> TensorBoardLogger:

@@ -269,6 +269,7 @@ SCRIPTS = {
     "src/evaluate.py": ["weights=", "model=bicubic", "sets=", "scales=", "out=", "per_image=", "pictures="],
     "src/report.py": ["records=", "out=", "pictures=", "page=", "sets=", "serve=", "crops=", "vdsr=", "srcnn="],
     "src/reproduce.py": ["budget=", "source=", "commands=", "jobs=", "results=", "paths.runs="],
+    "src/dashboard.py": ["project=", "entity=", "sets=", "dry_run=", "out="],
     "src/convert.py": ["source=", "out=", "peak=", "residual="],
     "src/upscale.py": [
         "input=",
