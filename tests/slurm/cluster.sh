@@ -8,7 +8,18 @@
 set -euo pipefail
 command=$1 dir=$2
 export SLURM_CONF=$dir/slurm.conf
-bridge=vdsr-test net=10.87.0
+
+# Its own bridge, addresses and port: another cluster may be up, or have left its bridge behind.
+name_it() {
+    for ((number = 0; number < 200; number++)); do
+        ! ip link add "vdsr$number" type bridge 2>/dev/null || break
+    done
+    echo "$number" >"$dir/number"
+}
+names() {
+    number=$(cat "$dir/number")
+    bridge=vdsr$number net=10.87.$number
+}
 
 # A process is remembered with the time it started, so that no other with its number is ever killed.
 started() { cut -d ' ' -f 22 "/proc/$1/stat" 2>/dev/null || true; }
@@ -61,12 +72,12 @@ power_on() { # NODE
     until_true 5 init_of $!
     init_of $!
     remember "$1" "$init"
-    ip link add "vdsr-$1" type veth peer name eth0 netns "$init"
-    ip link set "vdsr-$1" master "$bridge" up
+    ip link add "$bridge-$1" type veth peer name eth0 netns "$init"
+    ip link set "$bridge-$1" master "$bridge" up
 }
 
 power_off() { # NODE: first the network, so that nobody hears it die
-    ip link delete "vdsr-$1" 2>/dev/null || true
+    ip link delete "$bridge-$1" 2>/dev/null || true
     end "$1" KILL
 }
 
@@ -74,6 +85,7 @@ configure() { # NODES
     cat >"$dir/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$(hostname)($net.1)
+SlurmctldPort=$((6900 + number))
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -151,8 +163,9 @@ up() { # NODES
     chmod 700 "$dir/state"
     head -c 1024 /dev/urandom >"$dir/munge.key"
     chmod 600 "$dir/munge.key"
+    name_it
+    names
     configure "$1"
-    ip link add "$bridge" type bridge
     ip address add "$net.1/24" dev "$bridge"
     ip link set "$bridge" up
     setsid munged --foreground --force --key-file="$dir/munge.key" --socket="$dir/run/munge.socket" \
@@ -177,6 +190,8 @@ down() {
     ip link delete "$bridge" 2>/dev/null || true
 }
 
+bridge=''
+[[ $command == up || ! -e $dir/number ]] || names
 case $command in
 up) up "$3" ;;
 down) down ;;

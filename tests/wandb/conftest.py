@@ -1,8 +1,10 @@
 """The true client against a server of our own, and commands that talk to it."""
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +39,7 @@ def environment(endpoint, tmp_path):
         "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "VDSR_VENV": sys.prefix,
         "WANDB_BASE_URL": endpoint.url, "WANDB_API_KEY": KEY,
         "WANDB_ERROR_REPORTING": "false", "WANDB_DISABLE_GIT": "true", "WANDB_X_DISABLE_STATS": "true",
-        "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
+        "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1", "PYTHONFAULTHANDLER": "1",
     }  # fmt: skip
 
 
@@ -58,9 +60,21 @@ def run(environment, tmp_path):
 
     def run(*command, **variables):
         env = environment | {name: str(value) for name, value in variables.items()}
-        words = [str(word) for word in command]
-        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
-        return SimpleNamespace(status=done.returncode, out=done.stdout + done.stderr)
+        with tempfile.TemporaryFile("w+") as out:  # a pipe would be waited for while any grandchild holds it
+            process = subprocess.Popen(
+                [str(word) for word in command], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                status = process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                status = f"still there after {PATIENCE} s"
+                os.killpg(process.pid, signal.SIGABRT)  # they say where they are
+                time.sleep(2)
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            out.seek(0)
+            return SimpleNamespace(status=status, out=out.read())
 
     return run
 
