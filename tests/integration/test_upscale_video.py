@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -102,39 +101,48 @@ def long_film(tmp_path_factory):
     return film(tmp_path_factory.mktemp("film") / "film.mp4", frames=300, size=(32, 48))
 
 
+# src/upscale.py that is killed before a batch of frames once KILL_AT have been made, and counts them in the file `made`
+COUNTED = f"""
+import os, pathlib, runpy, signal, sys
+from vdsr import video
+upscaled, made = video._Job._upscaled, 0
+def counted(self, frames):
+    global made
+    if made >= int(os.environ["KILL_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    made += len(frames)
+    pathlib.Path("made").write_text(str(made))
+    return upscaled(self, frames)
+video._Job._upscaled = counted
+sys.argv[0] = {str(ROOT / "src/upscale.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_three_hundred_frames_killed_in_the_middle_and_resumed(long_film, tmp_path):
     torch.manual_seed(5)
     network = weights.save(VDSR(3, 8), tmp_path / "small.safetensors")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     fixed = [f"weights={network}", "accelerator=cpu", "precision=32-true", f"input={long_film}"]
 
-    def start(output):
-        line = [sys.executable, str(ROOT / "src/upscale.py"), *fixed, f"output={output}"]
-        with (tmp_path / "out.txt").open("w") as out, (tmp_path / "err.txt").open("w") as err:
-            return subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=out, stderr=err)
+    def upscale(output, kill_at=1000):
+        line = [sys.executable, "-c", COUNTED, *fixed, f"output={output}"]
+        return subprocess.run(
+            line, cwd=tmp_path, env=environment | {"KILL_AT": str(kill_at)}, capture_output=True, text=True, check=False
+        )
 
-    assert start("whole.mp4").wait(300) == 0
-    assert (tmp_path / "err.txt").read_text() == ""
-    out = (tmp_path / "out.txt").read_text()
-    assert "whole.mp4: 300 frames of 96×64, " in out
-    assert " frames/s, " in out
+    done = upscale("whole.mp4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "whole.mp4: 300 frames of 96×64, " in done.stdout
+    assert " frames/s, " in done.stdout
 
-    stopped = start("resumed.mp4")
+    assert upscale("resumed.mp4", kill_at=video.SEGMENT + 30).returncode == -signal.SIGKILL
     parts = tmp_path / ".resumed.mp4.parts"
-    deadline = time.monotonic() + 300
-    while not (parts / "000000.nut").exists():
-        assert stopped.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    stopped.send_signal(signal.SIGKILL)
-    stopped.wait()
+    assert (parts / "000000.nut").exists()
     assert not (tmp_path / "resumed.mp4").exists()
-    first = (parts / "000000.nut").stat().st_mtime_ns
-    resumed = start("resumed.mp4")
-    while resumed.poll() is None and (parts / "000000.nut").exists():
-        assert (parts / "000000.nut").stat().st_mtime_ns == first  # not made again
-        time.sleep(0.05)
-    assert resumed.wait(300) == 0, (tmp_path / "err.txt").read_text()
+    resumed = upscale("resumed.mp4")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (tmp_path / "made").read_text() == str(300 - video.SEGMENT)
     assert (tmp_path / "resumed.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*.mp4*")) == ["resumed.mp4", "whole.mp4"]
     assert not parts.exists()

@@ -111,6 +111,10 @@ class Endpoint:
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
+    @property
+    def serving(self) -> bool:
+        return self._server is not None
+
     def unreachable(self) -> None:
         if self._server:
             self._server.shutdown()
