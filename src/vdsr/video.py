@@ -257,6 +257,8 @@ class _Job:
         stream.time_base = stream.codec_context.time_base = self.time_base
         for attribute, value in self.handed_on.items():
             setattr(stream.codec_context, attribute, value)
+        with _priority_kept():
+            stream.codec_context.open()
         return stream
 
     # --- frames ---
@@ -311,6 +313,21 @@ class _Job:
             for packet in heapq.merge(_packets(segments), copied, key=lambda packet: packet.dts * packet.time_base):
                 packet.stream = copies.get(packet.stream, video)
                 out.mux_one(packet)
+
+
+@contextlib.contextmanager
+def _priority_kept() -> Iterator[None]:
+    """For root SVT-AV1 puts the thread that opens it, and all its own, before whatever else a machine does (SCHED_FIFO,
+    priority 99), and other processes starve; here they get back what the caller had."""
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # one that has ended
+            if os.sched_getscheduler(int(thread)) != policy:
+                os.sched_setscheduler(int(thread), policy, priority)
 
 
 def _copies(out: OutputContainer, container: InputContainer) -> dict[Any, Any]:

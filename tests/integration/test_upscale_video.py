@@ -229,6 +229,19 @@ def test_chroma_and_depth_stay(upscaler, tmp_path, layout):
     assert abs(found[::2, ::2].astype(int) - before).mean() < peak / 25
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="not on this system")
+def test_no_encoder_puts_itself_before_the_rest_of_the_machine(upscaler, small_film, tmp_path):
+    """SVT-AV1 does, for root."""
+
+    def during(share, fps):
+        found.update(os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task"))
+
+    found = set()
+    video.upscale(small_film, tmp_path / "out.mkv", upscaler, Fraction(2), "av1", advance=during)
+    during(1, 0)
+    assert found == {os.SCHED_OTHER}
+
+
 def test_a_gif_becomes_a_video(command, tmp_path):
     from PIL import Image
 
