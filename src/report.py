@@ -31,6 +31,10 @@ def main(cfg: DictConfig) -> None:
         report.write(records, Path(cfg.out), Path(cfg.pictures))
     if cfg.page is not None and (found or not damaged):
         page.write(Path(cfg.page), found, damaged, compared(Path(cfg.page).parent / page.PICTURES))
+    if cfg.cards is not None:
+        from vdsr.results import cards
+
+        cards.write(Path(cfg.cards), found)
     if cfg.crops is not None:
         from vdsr.results import crops
 

@@ -1,5 +1,6 @@
 """RESULTS.md is what the committed records say; the command on real runs; the page and its server; bad input."""
 
+import hashlib
 import html
 import http.client
 import json
@@ -44,6 +45,39 @@ def test_the_committed_records_make_the_committed_document(report, tmp_path):
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("docs/results/*")}
     assert shown == made
     assert shown == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/results/*")}
+
+
+def test_the_cards_of_the_networks_are_made_from_the_records(report, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    for path in (ROOT / "weights").glob("*.safetensors"):
+        shutil.copy(path, folder)
+    done = report("cards=weights", "out=made.md", "pictures=made", "page=null")
+    assert (done.status, done.err) == (0, "")
+    assert (folder / "README.md").read_bytes() == (ROOT / "weights/README.md").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_network_s_card(report, run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "runs/run")
+    (tmp_path / "networks").mkdir()
+    copy = shutil.copy(run_dir / "weights.safetensors", tmp_path / "networks/mine.safetensors")
+    made = ["cards=networks", "out=made.md", "pictures=made", "page=null"]
+    assert report("records=runs", *made).status == 0
+    card = (tmp_path / "networks/README.md").read_text(encoding="utf-8")
+    assert hashlib.sha256(Path(copy).read_bytes()).hexdigest() in card
+    assert "| network | VDSR, D = 3, 8 filters, " in card
+    assert "| record | ../runs/run/record.json |" in card
+    scores = json.loads((run_dir / "record.json").read_text())["metrics"]["val"]["x3"]
+    assert f"| val ×3 | {scores['psnr']:.2f} | {scores['ssim']:.4f} |" in card
+    (tmp_path / "networks/README.md").unlink()
+    shutil.rmtree(tmp_path / "runs/run")
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    done = report("records=runs", *made)
+    assert done.status == 1
+    assert "networks/mine.safetensors: no record has its scores" in done.err
+    assert not (tmp_path / "networks/README.md").exists()
 
 
 @pytest.mark.slow
