@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from vdsr.errors import InputError
 from vdsr.images import EXTENSIONS, decode, image_format, pixel_checksum
@@ -188,7 +188,7 @@ class ShardSet:
 
     def _images(self, shard: Shard, samples: Sequence[Sample], data: bytes) -> list[bytes]:
         try:
-            images = dict(_unpack(data))
+            images = dict(unpack(io.BytesIO(data)))
         except (tarfile.TarError, ValueError) as error:
             raise DamagedError(self.root, f"{shard.file} is not a tar of plain files ({error})") from None
         if list(images) != [sample.key for sample in samples]:
@@ -339,14 +339,19 @@ def _pack(samples: Sequence[Sample], read: Callable[[Sample], bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """(key, image bytes) of every sample of a tar."""
+def unpack(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    """(key, image bytes) of every sample of a shard, one after the other.
+
+    Raises tarfile.TarError or ValueError for anything but an uncompressed tar of plain files.
+    """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:  # uncompressed only: no bombs
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:  # uncompressed only: no bombs
         if any(not member.isreg() or member.issparse() for member in tar):
             raise tarfile.ReadError("something other than plain files is in it")
-    for sample in group_by_keys(tar_file_expander([{"url": "", "stream": io.BytesIO(data)}])):
+    file.seek(0)
+    for sample in group_by_keys(tar_file_expander([{"url": "", "stream": file}])):
         images = [value for field, value in sample.items() if field in EXTENSIONS.values()]
         yield sample["__key__"], images[0] if images else b""
 
@@ -366,7 +371,7 @@ def _changed(shard: Shard, data: bytes) -> str:
 def _damaged_samples(data: bytes, samples: Sequence[Sample]) -> list[str]:
     images: dict[str, bytes] = {}
     with contextlib.suppress(Exception):  # a damaged tar fails in many ways; what was not read is damaged
-        images.update(_unpack(data))
+        images.update(unpack(io.BytesIO(data)))
     return [f"{s.set}/{s.file}" for s in samples if sha256(images.get(s.key, b"")) != s.sha256_file]
 
 

@@ -18,8 +18,7 @@ from urllib.parse import urlsplit
 import requests
 
 from vdsr.errors import InputError
-from vdsr.images import EXTENSIONS
-from vdsr.shards import INDEX, DamagedError, Shard, ShardSet
+from vdsr.shards import INDEX, DamagedError, Shard, ShardSet, unpack
 
 log = logging.getLogger(__name__)
 
@@ -191,19 +190,10 @@ class Source:
             yield from reply.iter_content(CHUNK)
 
 
-def unpack(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
+def images_in(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
     """(key, image bytes) of a verified shard, one after the other. Raises InputError for another kind of tar."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
     try:
-        file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:") as tar:  # uncompressed only: no bombs
-            if any(not member.isreg() or member.issparse() for member in tar):
-                raise tarfile.ReadError("something other than plain files is in it")
-        file.seek(0)
-        for sample in group_by_keys(tar_file_expander([{"url": name, "stream": file}])):
-            images = [value for extension, value in sample.items() if extension in EXTENSIONS.values()]
-            yield sample["__key__"], images[0] if images else b""
+        yield from unpack(file)
     except (tarfile.TarError, ValueError) as error:
         raise InputError(f"{name} is not a tar of plain files ({_why(error)}): prepare it again") from None
 

@@ -36,7 +36,7 @@ from vdsr.images import decode
 from vdsr.plan import Crops, Integers
 from vdsr.resize import ratio
 from vdsr.shards import ShardSet
-from vdsr.source import Source, unpack
+from vdsr.source import Source, images_in
 
 Cut = TypeVar("Cut")  # a visit's windows of one scale
 
@@ -228,7 +228,7 @@ class Stream(IterableDataset[list[Cut] | Exception], Generic[Cut]):
             finally:
                 self.retries[worker] += self.source.retried - before
             with file:
-                samples = itertools.islice(unpack(file, shard.file), read.images.start, read.images.stop)
+                samples = itertools.islice(images_in(file, shard.file), read.images.start, read.images.stop)
                 for visit, position in enumerate(read.images, read.visit):
                     key, data = next(samples, ("", b""))
                     image = int(self.plan.firsts[read.shard]) + position

@@ -17,7 +17,7 @@ from vdsr.errors import InputError
 from vdsr.plan import Plan
 from vdsr.resize import window_size
 from vdsr.shards import Shard, ShardSet, sha256
-from vdsr.source import Source, unpack
+from vdsr.source import Source, images_in
 from vdsr.stream import Settings, Stream, StreamPlan, guard
 
 PATCH = 20
@@ -382,7 +382,7 @@ def test_what_is_no_tar_is_refused(tmp_path, content):
         source.open(Shard(path.name, 1, len(content), sha256(content))) as file,
         pytest.raises(InputError, match=r"x-00000.tar is not a tar of plain files \(.+\): prepare it again"),
     ):
-        list(unpack(file, path.name))
+        list(images_in(file, path.name))
 
 
 def test_links_in_a_tar_are_refused(tmp_path):
@@ -394,7 +394,7 @@ def test_links_in_a_tar_are_refused(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     with path.open("rb") as file, pytest.raises(InputError, match="something other than plain files is in it"):
-        list(unpack(file, path.name))
+        list(images_in(file, path.name))
 
 
 # --- the cache ---
@@ -416,7 +416,7 @@ def test_the_cache_keeps_shards_by_checksum_and_mends_a_damaged_one(tmp_path, ph
     assert f"shard {shard.file}: damaged in the cache {cache}, fetched again" in caplog.text
     (mine.root / shard.file).unlink()
     with source.open(shard) as file:  # no longer needed
-        assert len(list(unpack(file, shard.file))) == shard.count
+        assert len(list(images_in(file, shard.file))) == shard.count
     (mine.root / mine.shards[0].file).unlink()
     with pytest.raises(InputError, match=r"photos-00000.tar is missing; prepare it again"):
         source.open(mine.shards[0])
