@@ -1,12 +1,11 @@
 """A whole image through the network: time, exactness and memory."""
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-from measure import in_turns
+from measure import in_turns, peak_memory
 from torch import Tensor
 from training import Plain
 
@@ -74,13 +73,13 @@ def memory_of_12_megapixels() -> float:
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     )
-    return float(done.stdout) / 1e6
+    return float(done.stdout) / 1e9
 
 
 def _twelve_megapixels(height: int, width: int) -> None:
     _, ours = _networks()
     upscale(ours, picture(height, width))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak_memory())
 
 
 def validation(rounds: int) -> float:

@@ -1,8 +1,11 @@
 """Timings one can compare: side by side in one process, in turns, as medians and their ratios."""
 
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -27,3 +30,16 @@ def peak(dtype: torch.dtype, rounds: int) -> float:
         a, b = torch.rand(n, n).to(dtype), torch.rand(n, n).to(dtype)
         best = max(best, 2 * n**3 / in_turns({"product": lambda a=a, b=b: a @ b}, rounds)["product"])
     return best
+
+
+def peak_memory() -> float:
+    """The most that this process or one that it waited for has held, in bytes.
+
+    Of its own it is VmHWM on Linux: ru_maxrss begins with what the process that forked it held.
+    """
+    waited_for = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    if sys.platform == "darwin":  # in bytes there
+        return float(max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, waited_for))
+    status = Path("/proc/self/status").read_text()
+    (own,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return max(own, waited_for) * 1024.0

@@ -99,8 +99,11 @@ def stream(folder: Path, count: int) -> tuple[float, float]:
     overrides = ["data.mode=stream", f"data.train=data/{name}", "data.batch_size=64", "model.depth=2", "model.width=1"]
     overrides += [f"trainer.max_steps={steps}", "trainer.validations=1", "data.val_scales=[4]"]
     run = [str(ROOT / "src/train.py"), f"name={name}", "logger=none", f"hydra.run.dir=runs/{name}", *overrides]
-    process = subprocess.Popen([sys.executable, *run], cwd=folder, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"error: streaming {count} images failed")
-    return float(record(folder, name)["patches_per_second"]), usage.ru_maxrss / 1e3
+    code = "import runpy, sys, measure; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code += "; print(measure.peak_memory())"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *run], cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return float(record(folder, name)["patches_per_second"]), float(done.stdout.splitlines()[-1]) / 1e6

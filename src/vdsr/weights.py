@@ -1,19 +1,19 @@
 """Weights and checkpoints: written with what rebuilds the network, read without executing anything."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from vdsr import checkpoints
 from vdsr import net as networks
 from vdsr.checkpoints import SPEC
 from vdsr.errors import InputError
+from vdsr.files import whole
 
 FORMAT = 1
 FOLDER = Path(__file__).parents[2] / "weights"  # the networks that come with the repository
@@ -23,19 +23,13 @@ DEFAULT = "vdsr-d20-x234"
 def save(net: nn.Module, path: Path, **metadata: Any) -> Path:
     """Write float32 weights and their metadata (spec, format, whatever else is given) as safetensors.
 
-    Atomic: written to a temporary name, then renamed.
+    Atomic: written to a temporary name, then renamed. Raises InputError when there is no space.
     """
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in net.state_dict().items()}
     text = {"format": str(FORMAT), SPEC: json.dumps(net.spec())}  # type: ignore[operator]
     text |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata=text)
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: cannot be written ({error}); free space or name another folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary:
+        temporary.write_bytes(serialised(tensors, metadata=text))
     return path
 
 
