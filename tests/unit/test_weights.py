@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,15 +80,28 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(net, tmp_path, monke
     path = weights.save(net, tmp_path / "w.safetensors")
     before = path.read_bytes()
 
-    def half(tensors, target, metadata):
-        target.write_bytes(b"half")
+    def half(target, data):
+        with target.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", half)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(InputError, match=f"^{path}: No space left on device; free space or name another folder$"):
         weights.save(VDSR(2, 2), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["w.safetensors"]
+
+
+def test_saved_weights_are_for_whoever_may_read_files_here(net, tmp_path):
+    (tmp_path / "other").touch()
+    path = weights.save(net, tmp_path / "w.safetensors")
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_the_network_that_comes_with_the_repository():
+    assert weights.DEFAULT in weights.names()
+    net = weights.load(weights.find(weights.DEFAULT))
+    assert net.spec() == {"name": "VDSR", "depth": 20, "width": 64, "residual": True}
 
 
 # --- files that are not what they should be ---
