@@ -24,7 +24,7 @@ from vdsr.images import image_format
 from vdsr.upscaler import Upscaler, enlarged, parse_scale
 
 STREAM = Path("-")
-LARGEST_TRAINED = 4
+TRAINED = (2, 4)  # the scales that networks are trained at lie between
 PICTURES = (*photos.KINDS, ".bmp")
 VIDEOS = (
     ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
@@ -66,9 +66,11 @@ def upscale(cfg: DictConfig) -> None:
     streaming = jobs[0].target == STREAM
     say = Console(highlight=False, markup=False, soft_wrap=True, quiet=streaming).print
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    if settings.scale > LARGEST_TRAINED:
+    if settings.scale < TRAINED[0]:
+        console.print(f"scale {cfg.scale}: the network was trained from {TRAINED[0]}; below, bicubic may be closer")
+    if settings.scale > TRAINED[1]:
         console.print(
-            f"scale {cfg.scale}: the network was trained up to {LARGEST_TRAINED}; beyond, expect sharper edges at most"
+            f"scale {cfg.scale}: the network was trained up to {TRAINED[1]}; beyond, expect sharper edges at most"
         )
     left_out = 0
     sizes = [1 if job.source == STREAM else max(1, job.source.stat().st_size) for job in jobs]
