@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.wandb.endpoint import KEY, Endpoint  # noqa: E402
-from vdsr import hardware, records  # noqa: E402
+from vdsr import hardware  # noqa: E402
+from vdsr.records import provenance, write_json  # noqa: E402
 
 STEPS = 1000
 
@@ -81,9 +82,12 @@ def side_by_side(folder: Path, cores: tuple[int, int], server: str) -> Cost:
     over.set()
     endpoint.unreachable()
     sent_record, plain_record = (json.loads((path / "record.json").read_text()) for path in (tracked, plain))
-    step = [statistics.median(point["patches_per_second"] for point in r["curve"]) for r in (plain_record, sent_record)]
+    rates = [
+        [p["patches_per_second"] for p in r["curve"] if "patches_per_second" in p] for r in (plain_record, sent_record)
+    ]
+    step = [statistics.median(found) for found in rates]
     wait = ended["tracked"] - (tracked / "weights.safetensors").stat().st_mtime
-    return Cost(step[0] / step[1], sent_record["seconds"] / plain_record["seconds"], wait)
+    return Cost(plain_rate / tracked_rate, records[0]["seconds"] / records[1]["seconds"], wait)
 
 
 def main() -> None:
@@ -109,7 +113,7 @@ def main() -> None:
             figures.append(("then waits for the server (s)", cost.wait, "<=", 30))
     if options.out:
         content = {"figures": figures, "hardware": hardware.describe()}
-        records.write_json(options.out, content | records.provenance() | {"date": time.strftime("%Y-%m-%d")})
+        write_json(options.out, content | provenance() | {"date": time.strftime("%Y-%m-%d")})
     for label, value, sense, limit in figures:
         print(f"{label:<58} {value:>10.3f}  {sense} {limit:<8g} {'ok' if value <= limit else 'short'}")
 
