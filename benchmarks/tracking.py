@@ -81,11 +81,11 @@ def side_by_side(folder: Path, cores: tuple[int, int], server: str) -> Cost:
         raise SystemExit("error: the training ended before the server was gone")
     over.set()
     endpoint.unreachable()
-    sent_record, plain_record = (json.loads((path / "record.json").read_text()) for path in (tracked, plain))
-    rates = [
-        [p["patches_per_second"] for p in r["curve"] if "patches_per_second" in p] for r in (plain_record, sent_record)
-    ]
-    step = [statistics.median(found) for found in rates]
+    records = [json.loads((path / "record.json").read_text()) for path in (tracked, plain)]
+    tracked_rate, plain_rate = (
+        statistics.median(point["patches_per_second"] for point in record["curve"] if "patches_per_second" in point)
+        for record in records
+    )
     wait = ended["tracked"] - (tracked / "weights.safetensors").stat().st_mtime
     return Cost(plain_rate / tracked_rate, records[0]["seconds"] / records[1]["seconds"], wait)
 
