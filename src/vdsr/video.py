@@ -323,11 +323,13 @@ def _priority_kept() -> Iterator[None]:
         yield
         return
     policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
-    yield
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # one that has ended
-            if os.sched_getscheduler(int(thread)) != policy:
-                os.sched_setscheduler(int(thread), policy, priority)
+    try:
+        yield
+    finally:
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError):  # one that has ended
+                if os.sched_getscheduler(int(thread)) != policy:
+                    os.sched_setscheduler(int(thread), policy, priority)
 
 
 def _copies(out: OutputContainer, container: InputContainer) -> dict[Any, Any]:
