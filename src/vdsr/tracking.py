@@ -119,7 +119,8 @@ def wandb_logger(
         resume="allow",
         mode="offline" if mode == "online" else mode,
     )
-    return Wandb(logged, Upload(Path(run.dir).parent) if upload else None, upload_data, experiment=run)
+    sender = Upload(Path(run.dir).parent, run.settings.base_url) if upload else None
+    return Wandb(logged, sender, upload_data, experiment=run)
 
 
 def entity() -> str:

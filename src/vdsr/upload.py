@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import requests
+
 log = logging.getLogger(__name__)
 
 PATIENCE = 30  # seconds without a connection after which it is said
 SILENCE = 15  # seconds without a sign of progress after which a run that has ended waits no longer
 LONGEST, SHORTEST = 60, 10  # seconds that one waits at most: after the end, and when the process was asked to leave
+ABSENCES = 3  # times in a row that nothing answers at the server's address, half a second apart: it has gone
 STUB = 7  # bytes of a log that holds nothing
 
 # What earlier parts have left, then the run as it is written; W&B's command gives up for good in a few cases. It
@@ -38,11 +41,12 @@ kill -9 0
 class Upload:
     """Sends a run's folder `offline-run-…` while W&B writes there, after what earlier parts of it have left unsent.
 
-    Says once where the run is to be seen, or why it is not. Sending again what has been sent changes nothing.
+    server: its address, http…. Says once where the run is to be seen, or why it is not. Sending again what has been
+    sent changes nothing.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run, self.url = run, ""
+    def __init__(self, run: Path, server: str) -> None:
+        self.run, self.server, self.url = run, server, ""
         self._complained, self._heard = False, time.monotonic()
         # a service that it inherited would be the training's own
         environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_SILENT", "WANDB_MODE")}
@@ -57,7 +61,8 @@ class Upload:
             env=environment | {"PYTHON": sys.executable},
         )
         self._timer = threading.Timer(PATIENCE, self._complain, ["no answer from the server"])
-        for thread in (self._timer, threading.Thread(target=self._listen)):
+        self._listener = threading.Thread(target=self._listen)
+        for thread in (self._timer, self._listener):
             thread.daemon = True
             thread.start()
 
@@ -67,29 +72,44 @@ class Upload:
         return _synced(self.run)
 
     def finish(self, asked_to_leave: bool) -> None:
-        """Wait for the rest to arrive, as long as something moves or it has only just begun, and end."""
+        """Wait for the rest to arrive while the server is there and something moves or has only just begun; end."""
         end = time.monotonic() + (SHORTEST if asked_to_leave else LONGEST)
-        self._heard = time.monotonic()
-        while not self.complete and time.monotonic() < min(end, self._heard + SILENCE):
+        self._heard, absences = time.monotonic(), 0
+        while not self.complete and time.monotonic() < min(end, self._heard + SILENCE) and absences < ABSENCES:
             if self._complained and not self.url:
                 break
-            time.sleep(0.1)
+            time.sleep(0.5)
+            absences = 0 if self._answers() else absences + 1
         self._timer.cancel()
         with contextlib.suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process.wait()
+        self._listener.join(1)  # whoever left the group may hold the other end of the pipe
+
+    def _answers(self) -> bool:
+        """Whether anything is at the server's address, however it answers."""
+        try:
+            requests.head(self.server, timeout=2)
+        except requests.exceptions.SSLError:
+            return True
+        except requests.RequestException:
+            return False
+        return True
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._heard = time.monotonic()
-            if found := re.search(r"View run .*?at (http\S+)", line):
-                self._timer.cancel()
-                if not self.url:
-                    log.info("W&B: %s", found[1])
-                self.url = found[1]
-            elif found := re.search(r"ERROR (.*)", line):
-                self._complain(found[1])
+        with self._process.stdout as lines:
+            for line in lines:
+                self._heard = time.monotonic()
+                if found := re.search(r"View run .*?at (http\S+)", line):
+                    self._timer.cancel()
+                    if not self.url:
+                        log.info("W&B: %s", found[1])
+                    self.url = found[1]
+                elif found := re.search(r"ERROR (.*)", line):
+                    self._complain(found[1])
 
     def _complain(self, why: str) -> None:
         if not self._complained:

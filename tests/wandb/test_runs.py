@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load
 
 from tests.wandb.endpoint import FAULTS
+from vdsr import upload
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,6 +233,19 @@ def test_errors_then_an_outage_then_gone(endpoint, train, sync, record, tmp_path
     endpoint.reachable()
     assert sync().status == 0
     assert_is_the_record(endpoint, only(endpoint.runs.values()), record(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("there", "waits"), [(True, True), (False, False)], ids=["there", "gone"])
+def test_the_end_waits_for_a_silent_server_only_while_it_is_there(endpoint, monkeypatch, tmp_path, there, waits):
+    monkeypatch.setattr(upload, "SILENCE", 4)
+    monkeypatch.setattr(upload, "SCRIPT", "sleep 60")  # a sender that has nothing to say
+    endpoint.faults = {"error": 1.0}
+    if not there:
+        endpoint.unreachable()
+    sender = upload.Upload(tmp_path / "offline-run-1", endpoint.url)
+    begun = time.monotonic()
+    sender.finish(asked_to_leave=False)
+    assert (time.monotonic() - begun >= 4) is waits
 
 
 def test_a_server_that_was_never_there(endpoint, train, sync, record, tmp_path):
