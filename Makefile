@@ -33,7 +33,7 @@ check: $(READY) ## Run ruff, mypy, the import contracts and the README's command
 paper: $(READY) ## Reproduce the paper, going on where it stopped: make paper [ARGS="budget=twentieth jobs=2 source=DIR"]
 	@$(BIN)/python src/reproduce.py $(ARGS); status=$$?; $(BIN)/python src/report.py && exit $$status
 
-bench: $(READY) ## Measure how near to the hardware it runs: 8 minutes on an idle machine
+bench: $(READY) ## Measure how near to the hardware it runs: 15 minutes on an idle machine
 	@$(BIN)/python benchmarks/bench.py
 
 bench-quick: $(READY) ## The same in two minutes, with fewer rounds

@@ -1,4 +1,4 @@
-"""How near to the hardware: `make bench` (about 8 minutes on two cores), `make bench-quick` (under two).
+"""How near to the hardware: `make bench` (about 15 minutes on two cores), `make bench-quick` (under two).
 
 Ratios of things measured in turns in one process, as medians; the machine should be otherwise idle. The last lines
 give each figure with its bound, and `ok` or `short`. `out=` keeps all of it as JSON with hardware and versions.
