@@ -69,21 +69,25 @@ def imresize(image: Tensor, factor: Fraction) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def enlargement(length: int, scale: Fraction, start: int, stop: int) -> tuple[slice, Tensor]:
-    """Rows `start:stop` of `imresize` by a scale of 1 or more, as a matrix over just the input rows they need.
+def resampling(length: int, factor: Fraction, start: int, stop: int) -> tuple[slice, Tensor]:
+    """Rows `start:stop` of `imresize` by `factor`, as a matrix over just the input rows they need.
 
     length: of the whole input. Returns those rows and (stop - start, their number) float64 weights, the same for
-    any window: an enlargement cut into tiles is the whole one to rounding. For columns, multiply from the right.
+    any window: a picture cut into tiles is the whole one to rounding. For columns, multiply from the right.
     """
-    p, q = scale.numerator, scale.denominator
+    p, q = factor.numerator, factor.denominator
+    width = min(factor, Fraction(1))  # the kernel is so much wider where a picture shrinks
+    reach = math.ceil(2 / width)
     position = (2 * torch.arange(start, stop) + 1) * q - p  # of the pixels' centres in the input, in 1/2p
     left = torch.div(position, 2 * p, rounding_mode="floor")
-    taps = torch.arange(-1, 3)
+    taps = torch.arange(1 - reach, reach + 1)
     distance = ((position - left * 2 * p).double() / (2 * p))[:, None] - taps
+    weights = _cubic((distance.abs() * float(width)).clamp(max=2))
     index = _mirror(left[:, None] + taps, length)
-    first, last = int(index.min()), int(index.max())
-    weights = torch.zeros(stop - start, last + 1 - first, dtype=torch.float64)
-    return slice(first, last + 1), weights.scatter_add_(1, index - first, _cubic(distance.abs()))
+    first, last = (int(end) for end in index[weights != 0].aminmax())
+    matrix = torch.zeros(stop - start, last + 1 - first, dtype=torch.float64)
+    matrix.scatter_add_(1, (index - first).clamp(0, last - first), weights)
+    return slice(first, last + 1), matrix / matrix.sum(1, keepdim=True)
 
 
 def _cubic(x: Tensor) -> Tensor:

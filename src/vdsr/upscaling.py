@@ -24,7 +24,6 @@ from vdsr.images import image_format
 from vdsr.upscaler import Upscaler, enlarged, parse_scale
 
 STREAM = Path("-")
-TRAINED = (2, 4)  # the scales that networks are trained at lie between
 PICTURES = (*photos.KINDS, ".bmp")
 VIDEOS = (
     ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
@@ -66,12 +65,9 @@ def upscale(cfg: DictConfig) -> None:
     streaming = jobs[0].target == STREAM
     say = Console(highlight=False, markup=False, soft_wrap=True, quiet=streaming).print
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    if settings.scale < TRAINED[0]:
-        console.print(f"scale {cfg.scale}: the network was trained from {TRAINED[0]}; below, bicubic may be closer")
-    if settings.scale > TRAINED[1]:
-        console.print(
-            f"scale {cfg.scale}: the network was trained up to {TRAINED[1]}; beyond, expect sharper edges at most"
-        )
+    if upscaler.scales and settings.scale > upscaler.scales[-1]:
+        most = f"{float(upscaler.scales[-1]):g}"
+        console.print(f"scale {cfg.scale}: the network was trained up to {most}; beyond, expect sharper edges at most")
     left_out = 0
     sizes = [1 if job.source == STREAM else max(1, job.source.stat().st_size) for job in jobs]
     text = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[rate]}"))
@@ -169,7 +165,7 @@ def picture(
 ) -> str:
     """Upscale an open picture into the job's target; returns the size. advance: called with shares of the work."""
     name = "standard input" if job.source == STREAM else str(job.source)
-    photo = photos.read(file, name, check=lambda taken: upscaler.tile_within(taken))
+    photo = photos.read(file, name, check=lambda taken: upscaler.tile_within(taken, settings.scale))
     pixels = photo.pixels
     suffix = job.target.suffix.lower() if job.target != STREAM else photos.SUFFIXES.get(settings.format or "", "")
     kind = photos.KINDS.get(suffix) or (photo.kind if photo.kind in photos.KINDS.values() else "PNG")
@@ -177,7 +173,7 @@ def picture(
     with about(name):
         photos.refuse_unfit(kind, pixels.channels, width, height)
         row = 4 * width * pixels.channels * pixels.dtype.itemsize
-        tile = upscaler.tile_within(pixels.nbytes + height * width * photos.BYTES_WRITTEN[kind], row)
+        tile = upscaler.tile_within(pixels.nbytes + height * width * photos.BYTES_WRITTEN[kind], settings.scale, row)
         strips = upscaler.strips(pixels, settings.scale, tile, lambda done: advance(done / (height * width)))
         with _writing(job.target) as out:
             photos.write(out, kind, strips, width, height, photo.extras, settings.quality)

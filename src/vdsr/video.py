@@ -34,7 +34,7 @@ from torch import Tensor
 
 from vdsr.errors import InputError
 from vdsr.files import whole
-from vdsr.resize import enlargement
+from vdsr.resize import resampling
 from vdsr.upscaler import Upscaler
 
 os.environ.setdefault("SVT_LOG", "1")  # or the AV1 encoder greets on standard error
@@ -130,7 +130,7 @@ class _Job:
             raise InputError(f"{source}: frames of {self.size[1]}×{self.size[0]} are more than {LONGEST_SIDE} a side")
         pixels = self.size[0] * self.size[1]
         try:
-            self.tile = upscaler.tile_within(BYTES_PER_PIXEL[codec] * pixels, largest=max(512, *self.size))
+            self.tile = upscaler.tile_within(BYTES_PER_PIXEL[codec] * pixels, scale, largest=max(512, *self.size))
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
         self.batch = max(1, BATCH_PIXELS[upscaler.device.type] // pixels)
@@ -268,12 +268,17 @@ class _Job:
         planes = zip(*([_samples(plane, self.depth) for plane in frame.planes] for frame in kept), strict=True)
         outs = [VideoFrame(self.size[1], self.size[0], self.layout) for _ in frames]
         peak = 2**self.depth - 1
+        through = self.upscaler.through(self.scale)
+        made = math.ceil(self.height * through), math.ceil(self.width * through)
+        tile = math.ceil(self.tile * through / self.scale)
         for number, plane in enumerate(planes):
             height, width = outs[0].planes[number].height, outs[0].planes[number].width
             low = torch.from_numpy(np.stack(plane).astype(np.float32))[:, None].to(self.upscaler.device) / peak
-            high = self._enlarged(low, height, width)
             if number == 0:
-                high = self.upscaler.luma(high, self.tile)
+                ilr = self._resampled(low, through, *made)
+                high = self._resampled(self.upscaler.luma(ilr, tile), self.scale / through, height, width)
+            else:
+                high = self._resampled(low, self.scale, height, width)
             levels = (high[:, 0].clamp(0, 1) * peak + 0.5).floor().cpu().numpy()
             for out, array in zip(outs, levels, strict=True):
                 _samples(out.planes[number], self.depth)[:] = array
@@ -283,10 +288,11 @@ class _Job:
                 setattr(out, attribute, getattr(frame, attribute))
         return outs
 
-    def _enlarged(self, low: Tensor, height: int, width: int) -> Tensor:
-        rows, down = enlargement(low.shape[2], self.scale, 0, height)
-        columns, across = enlargement(low.shape[3], self.scale, 0, width)
-        return down.to(low) @ low[:, :, rows, columns] @ across.to(low).T
+    @staticmethod
+    def _resampled(planes: Tensor, factor: Fraction, height: int, width: int) -> Tensor:
+        rows, down = resampling(planes.shape[2], factor, 0, height)
+        columns, across = resampling(planes.shape[3], factor, 0, width)
+        return down.to(planes) @ planes[:, :, rows, columns] @ across.to(planes).T
 
     # --- all in one file ---
 

@@ -14,6 +14,7 @@ from vdsr import net as networks
 from vdsr.checkpoints import SPEC
 from vdsr.errors import InputError
 from vdsr.files import whole
+from vdsr.resize import parse_scale
 
 FORMAT = 1
 FOLDER = Path(__file__).parents[2] / "weights"  # the networks that come with the repository
@@ -71,6 +72,21 @@ def load(path: Path) -> nn.Module:
         complaint = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: does not fit the {spec.get('name')} it names: {complaint}") from None
     return net.eval()
+
+
+def trained_at(path: Path) -> tuple[float, ...]:
+    """The scales that a `weights.safetensors` of a run was trained at; none where it is not said, as in a checkpoint.
+
+    Raises InputError for a file that cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return ()
+    try:
+        with safe_open(path, framework="pt") as file:
+            scales = json.loads((file.metadata() or {}).get("scales", "[]"))
+        return tuple(sorted(parse_scale(scale) for scale in scales))
+    except (SafetensorError, OSError, ValueError, TypeError, InputError):
+        raise InputError(f"{path}: its scales cannot be read: not weights of this project") from None
 
 
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:

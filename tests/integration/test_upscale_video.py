@@ -85,7 +85,7 @@ def upscaler():
     torch.manual_seed(5)
     net = VDSR(3, 8)
     net.body[-1].weight.data *= 0.1
-    return Upscaler(net, precision="32-true")
+    return Upscaler(net, scales=[2, 3], precision="32-true")
 
 
 @pytest.fixture(scope="module")
@@ -156,18 +156,22 @@ def test_three_hundred_frames_killed_in_the_middle_and_resumed(long_film, tmp_pa
 # --- what comes out ---
 
 
-def test_luma_through_the_network_chroma_by_bicubic(upscaler, small_film, tmp_path):
+@pytest.mark.parametrize(("scale", "trained"), [("2", 2), ("3/2", 2), ("5/2", 3), ("7/2", Fraction(7, 2))])
+def test_luma_through_the_network_chroma_by_bicubic(upscaler, small_film, tmp_path, scale, trained):
     """Without loss, every plane can be looked at."""
-    done = video.upscale(small_film, tmp_path / "out.mkv", upscaler, Fraction(2), "ffv1")
-    assert done[:3] == (30, 128, 96)
+    scale = Fraction(scale)
+    done = video.upscale(small_film, tmp_path / "out.mkv", upscaler, scale, "ffv1")
+    assert done[:3] == (30, 64 * scale, 48 * scale)
     with av.open(str(small_film)) as low, av.open(str(tmp_path / "out.mkv")) as high:
         for before, after in zip(low.decode(video=0), high.decode(video=0), strict=True):
             for number, height in ((0, 48), (1, 24), (2, 24)):
                 plane = torch.from_numpy(samples(before, number).astype(np.float32))[None, None] / 255
-                plane = imresize(plane, Fraction(2))
-                plane = upscaler.luma(plane) if number == 0 else plane
+                if number == 0:
+                    plane = imresize(upscaler.luma(imresize(plane, Fraction(trained))), scale / trained)
+                else:
+                    plane = imresize(plane, scale)
                 wanted = plane[0, 0].clamp(0, 1).numpy() * 255
-                assert wanted.shape == (2 * height, height * 8 // 3)
+                assert wanted.shape == (scale * height, scale * height * 4 / 3)
                 assert abs(samples(after, number) - wanted).max() < 0.51
 
 

@@ -14,7 +14,7 @@ from vdsr.errors import InputError
 from vdsr.metrics import psnr
 from vdsr.net import VDSR, Bicubic
 from vdsr.pixels import Pixels
-from vdsr.resize import degrade, enlargement, imresize
+from vdsr.resize import degrade, imresize, resampling
 from vdsr.upscaler import Ensemble, Upscaler, parse_memory, parse_scale
 
 RGB_TO_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
@@ -48,23 +48,27 @@ def expected(net, rgb, scale):
     return high.clip(0, 1)
 
 
-# --- the window of an enlargement ---
+# --- the window of a resampling ---
 
 
-@pytest.mark.parametrize("scale", ["1", "2", "3", "5/2", "4", "13/10", "8"])
+@pytest.mark.parametrize("factor", ["1", "2", "3", "5/2", "4", "13/10", "8", "3/4", "1/2", "21/30", "1/5"])
 @pytest.mark.parametrize("length", [1, 2, 5, 33])
-def test_any_window_of_an_enlargement_is_part_of_matlabs(scale, length):
-    scale = Fraction(scale)
+def test_any_window_of_a_resampling_is_part_of_matlabs(factor, length):
+    factor = Fraction(factor)
     column = torch.rand(length, 1, dtype=torch.float64)
-    whole = imresize(column[None, None], scale)[0, 0] if scale > 1 else column
-    if whole.shape[1] > 1:
-        whole = whole[:, :1]
-    height = math.ceil(length * scale)
+    whole = imresize(column[None, None], factor)[0, 0][:, :1] if factor != 1 else column
+    height = math.ceil(length * factor)
     for start, stop in ((0, height), (height // 3, height // 2 + 1), (height - 1, height)):
-        rows, matrix = enlargement(length, scale, start, stop)
+        rows, matrix = resampling(length, factor, start, stop)
         assert matrix.sum(1).allclose(torch.ones(stop - start, dtype=torch.float64))
         assert (matrix @ column[rows] - whole[start:stop]).abs().max() < 1e-12
-        assert rows.stop - rows.start <= min(length, math.ceil((stop - start) / scale) + 4)
+        assert rows.stop - rows.start <= min(length, math.ceil((stop - start + 3) / factor) + 4)
+
+
+def test_by_1_nothing_is_resampled():
+    rows, matrix = resampling(9, Fraction(1), 2, 6)
+    assert rows == slice(2, 6)
+    assert (matrix == torch.eye(4)).all()
 
 
 # --- colour ---
@@ -79,6 +83,22 @@ def test_luma_by_the_network_chroma_by_bicubic(net, upscaler, noise, scale):
     assert found.shape == (math.ceil(17 * scale), math.ceil(23 * scale), 3)
     assert abs(found / 255 - wanted).max() < 0.5 / 255 + 1e-9
     assert abs(upscaler.upscale(rgb / 255, scale) - wanted).max() < 1e-12  # floats are not rounded
+
+
+@pytest.mark.parametrize("scale", ["3/2", "5/2", "21/10", "1"])
+def test_between_the_scales_it_was_trained_at_the_next_is_reduced(net, noise, scale):
+    scale, rgb = Fraction(scale), noise(11, 17, 23, colour=True) / 255
+    trained = 2 if scale < 2 else 3
+    low = torch.from_numpy(rgb @ RGB_TO_YCBCR[0] + 16 / 255)[None, None]
+    with torch.inference_mode():
+        luma = imresize(net(imresize(low, Fraction(trained))), scale / trained)[0, 0]
+    found = Upscaler(net, scales=[3, 2]).upscale(rgb, scale)
+    luma = luma[: found.shape[0], : found.shape[1]].numpy()
+    inside = ((found > 0) & (found < 1)).all(-1)  # a colour that was clipped has another luma
+    assert inside.mean() > 0.3
+    assert abs(found @ RGB_TO_YCBCR[0] + 16 / 255 - luma)[inside].max() < 1e-12
+    assert (Upscaler(net, scales=[3, 2]).upscale(rgb, 3) == Upscaler(net).upscale(rgb, 3)).all()
+    assert (Upscaler(net, scales=[3, 2]).upscale(rgb, 3.5) == Upscaler(net).upscale(rgb, 3.5)).all()
 
 
 def test_without_a_network_and_at_scale_1_nothing_changes(noise):
@@ -184,9 +204,10 @@ def test_a_scale_is_the_decimal_that_was_typed():
 
 
 @pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("scales", [(), (3,), (4,)])
 @pytest.mark.parametrize("scale", ["2", "5/2"])
-def test_tiled_equals_untiled(net, noise, scale, ensemble):
-    upscaler = Upscaler(net, ensemble=ensemble)
+def test_tiled_equals_untiled(net, noise, scale, scales, ensemble):
+    upscaler = Upscaler(net, scales=scales, ensemble=ensemble)
     pixels = Pixels(noise(10, 37, 52, colour=True) / 255)
     whole = next(upscaler.strips(pixels, Fraction(scale), 512))
     done = []
@@ -198,14 +219,16 @@ def test_tiled_equals_untiled(net, noise, scale, ensemble):
 
 def test_less_memory_smaller_tiles_and_then_a_line():
     net = VDSR(20, 64)
-    upscaler = Upscaler(net, memory=10**12)
-    assert upscaler.tile_within(0, 0) == 512
+    upscaler = Upscaler(net, scales=[2], memory=10**12)
+    two = Fraction(2)
+    assert upscaler.tile_within(0, two) == 512
+    assert upscaler.tile_within(0, two / 2) == 256  # the network sees as much
     upscaler._room = 160e6
-    small = upscaler.tile_within(0, 0)
+    small = upscaler.tile_within(0, two)
     assert 32 <= small < 512
-    assert upscaler.tile_within(30 * 10**6, 0) < small
+    assert upscaler.tile_within(30 * 10**6, two) < small
     with pytest.raises(InputError, match=r"^needs [\d,]+ MB more than memory= allows$"):
-        upscaler.tile_within(10**9, 0)
+        upscaler.tile_within(10**9, two)
 
 
 def test_sizes_of_memory():

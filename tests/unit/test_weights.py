@@ -104,6 +104,16 @@ def test_the_network_that_comes_with_the_repository():
     assert net.spec() == {"name": "VDSR", "depth": 20, "width": 64, "residual": True}
 
 
+def test_the_scales_it_was_trained_at(net, broken, tmp_path):
+    assert weights.trained_at(weights.find(weights.DEFAULT)) == (2, 3, 4)
+    assert weights.trained_at(weights.save(net, tmp_path / "w.safetensors", scales=[3.0, 2.0])) == (2, 3)
+    assert weights.trained_at(weights.save(net, tmp_path / "w.safetensors")) == ()
+    assert weights.trained_at(tmp_path / "last.ckpt") == ()
+    for scales in ("[", "3", '["large"]', "[0.5]", "[[2]]", "null"):
+        with pytest.raises(InputError, match=r"safetensors: its scales cannot be read"):
+            weights.trained_at(broken(scales=scales))
+
+
 # --- files that are not what they should be ---
 
 
