@@ -128,12 +128,15 @@ class _Job:
             raise InputError(f"{source}: its frames of {self.width}×{self.height} are too small for a video")
         if max(self.size) > LONGEST_SIDE:
             raise InputError(f"{source}: frames of {self.size[1]}×{self.size[0]} are more than {LONGEST_SIDE} a side")
-        pixels = self.size[0] * self.size[1]
+        self.through = upscaler.through(scale)
+        self.made = math.ceil(self.height * self.through), math.ceil(self.width * self.through)  # by the network
+        pixels, made = math.prod(self.size), math.prod(self.made)
+        taken = BYTES_PER_PIXEL[codec] * pixels + 8 * (made - pixels)  # the network's luma before and after, float32
         try:
-            self.tile = upscaler.tile_within(BYTES_PER_PIXEL[codec] * pixels, scale, largest=max(512, *self.size))
+            self.tile = upscaler.tile_within(taken, scale, largest=max(512, *self.made))
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
-        self.batch = max(1, BATCH_PIXELS[upscaler.device.type] // pixels)
+        self.batch = max(1, BATCH_PIXELS[upscaler.device.type] // made)
 
     # --- what could go wrong at the very end is tried first ---
 
@@ -161,7 +164,8 @@ class _Job:
         identity = {
             "source": [str(self.source.resolve()), state.st_size, state.st_mtime_ns],
             "network": self.upscaler.identity,
-            "how": [str(self.scale), self.codec, self.layout, self.tile, self.batch, SEGMENT, av.__version__],
+            "scales": [str(self.scale), str(self.through)],
+            "how": [self.codec, self.layout, self.tile, self.batch, SEGMENT, av.__version__],
         }
         job = parts / "job.json"
         text = json.dumps(identity)
@@ -268,15 +272,13 @@ class _Job:
         planes = zip(*([_samples(plane, self.depth) for plane in frame.planes] for frame in kept), strict=True)
         outs = [VideoFrame(self.size[1], self.size[0], self.layout) for _ in frames]
         peak = 2**self.depth - 1
-        through = self.upscaler.through(self.scale)
-        made = math.ceil(self.height * through), math.ceil(self.width * through)
-        tile = math.ceil(self.tile * through / self.scale)
+        tile = math.ceil(self.tile * self.through / self.scale)
         for number, plane in enumerate(planes):
             height, width = outs[0].planes[number].height, outs[0].planes[number].width
             low = torch.from_numpy(np.stack(plane).astype(np.float32))[:, None].to(self.upscaler.device) / peak
             if number == 0:
-                ilr = self._resampled(low, through, *made)
-                high = self._resampled(self.upscaler.luma(ilr, tile), self.scale / through, height, width)
+                luma = self.upscaler.luma(self._resampled(low, self.through, *self.made), tile)
+                high = self._resampled(luma, self.scale / self.through, height, width)
             else:
                 high = self._resampled(low, self.scale, height, width)
             levels = (high[:, 0].clamp(0, 1) * peak + 0.5).floor().cpu().numpy()
