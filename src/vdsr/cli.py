@@ -95,10 +95,16 @@ def quoted(argument: str, verbatim: Sequence[str]) -> str:
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf `${run_id:<overrides>,<seed>}`, `${sweep_id:}` and `${slurm_scripts:}`."""
+    """Teach OmegaConf `${run_id:<overrides>,<seed>}`, `${same_epochs:<steps>,<scales>}` and what has no arguments."""
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
+    OmegaConf.register_new_resolver("same_epochs", same_epochs, replace=True)
     OmegaConf.register_new_resolver("sweep_id", sweep_id, replace=True)
     OmegaConf.register_new_resolver("slurm_scripts", lambda: str(Path(__file__).parents[2] / "slurm"), replace=True)
+
+
+def same_epochs(steps: int, scales: Sequence[float]) -> int:
+    """The steps that make as many epochs of a set of scales as `steps` do of the paper's three: each adds patches."""
+    return round(steps * len(scales) / 3)
 
 
 def sweep_id() -> str:

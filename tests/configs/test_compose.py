@@ -227,7 +227,9 @@ def test_every_point_of_an_experiment_builds(name, budget):
         optimised(cfg)
         # where training ends shows only at its end
         single = name not in SWEEPS or name == "precision"
-        assert name == "smoke" or cfg.trainer.max_steps == (cfg.budget.steps if single else cfg.budget.point_steps)
+        steps = cfg.budget.steps if single else cfg.budget.point_steps
+        share = len(cfg.data.scales) / 3 if name == "scale_sweep" else 1
+        assert name == "smoke" or cfg.trainer.max_steps == round(steps * share)
     expected = SWEEPS.get(name, {})
     assert keys == list(expected)
     assert found == list(itertools.product(*expected.values()))
@@ -252,6 +254,12 @@ def test_the_ablation_is_at_scale_2():
 def test_the_scale_sweep_is_scored_at_every_scale():
     cfg = composed("+experiment=scale_sweep", "data.scales=[3]")
     assert (cfg.data.scales, cfg.data.val_scales) == ([3], [2, 3, 4])
+
+
+@pytest.mark.parametrize(("scales", "steps"), [("[4]", 3320), ("[2,3]", 6640), ("[2,3,4]", 9960)])
+def test_each_scale_set_is_trained_for_as_many_epochs(scales, steps):
+    cfg = composed("+experiment=scale_sweep", "budget=paper", f"data.scales={scales}")
+    assert (cfg.trainer.max_steps, cfg.optim.schedule.steps) == (steps, steps)
 
 
 def test_the_paper():
