@@ -1,4 +1,4 @@
-"""What W&B costs a training: `python benchmarks/tracking.py [--out FILE]` (about 16 minutes on an idle machine).
+"""What W&B costs a training: `python benchmarks/tracking.py [--out FILE]` (about 12 minutes on an idle machine).
 
 `src/train.py`, as it stands, runs twice at the same time, each pinned to a core of its own with all that it starts:
 once with `logger=none`, once sending to the server of tests/wandb. Then they change cores. That server is first well,
@@ -24,7 +24,7 @@ from tests.wandb.endpoint import KEY, Endpoint  # noqa: E402
 from vdsr import hardware  # noqa: E402
 from vdsr.records import provenance, write_json  # noqa: E402
 
-STEPS = 2000
+STEPS = 1500
 
 
 def misbehave(endpoint: Endpoint, over: threading.Event) -> None:

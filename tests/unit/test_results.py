@@ -274,10 +274,21 @@ def test_table_1(section):
 
 def test_table_2(section):
     found = [
-        make("scale_sweep", lambda _, scale, f=figures: f[scale], config__data__scales=list(scales))
+        make(
+            "scale_sweep",
+            lambda _, scale, f=figures: f[scale],
+            config__data__scales=list(scales),
+            config__trainer__max_steps=round(steps * len(scales) / 3),
+            config__optim__schedule={"steps": round(steps * len(scales) / 3)},
+        )
+        for steps in (9960, 1000)
         for scales, figures in published.SCALE_SETS.items()
     ]
     made = section(*found[::-1])
+    assert [part.title for part in made.parts] == [
+        "100 % of the paper's patches (9,960 × 64), on train91",
+        "10 % of the paper's patches (1,000 × 64), on train91",
+    ]
     assert [row[0] for row in rows(made)] == ["{2}", "{3}", "{4}", "{2, 3}", "{2, 4}", "{3, 4}", "{2, 3, 4}", "bicubic"]
     assert rows(made)[1][1:4] == ["30.05 (30.05, +0.00)", "32.89 (32.89, +0.00)", "28.73 (28.73, +0.00)"]
     assert rows(made)[-1][1:4] == ["33.66", "30.39", "28.42"]

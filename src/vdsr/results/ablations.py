@@ -36,9 +36,12 @@ def residual(runs: Sequence[Run]) -> Section:
 
 def scale_sets(runs: Sequence[Run]) -> Section:
     """Table 2: trained on some scales, tested at each."""
-    question = "Does one network do for all scales?"
+    question = "Does one network do for all scales? Each is trained for as many epochs; more scales are more patches."
     parts = []
-    for number, (title, points) in enumerate(titled(runs, "data.scales")):
+    swept = "data.scales", "trainer.max_steps", "optim.schedule"
+    budgets = itertools.groupby(sorted(runs, key=_patches_a_scale, reverse=True), _patches_a_scale)
+    found = itertools.chain.from_iterable(titled(list(alike), *swept) for _, alike in budgets)
+    for number, (title, points) in enumerate(found):
         points = sorted(points, key=lambda group: (len(group.first.scales), group.first.scales))
         tested = panel(points)
         rows = []
@@ -144,6 +147,11 @@ def _residual_verdicts(points: Sequence[Group], scored: Benchmark) -> list[Verdi
         claim = f"Residual trains at γ₀ = {plain.first['optim.lr']:g}, where plain does not"
         verdicts.append(Verdict(claim, plain.first.record["status"] == "diverged" or None, f"plain {plain.outcome}"))
     return verdicts
+
+
+def _patches_a_scale(run: Run) -> float:
+    """To two digits: steps are whole numbers."""
+    return float(f"{run.planned * run.batch / max(1, len(run.scales)):.2g}")
 
 
 def _scale_verdicts(points: Sequence[Group], tested: Sequence[Benchmark]) -> list[Verdict]:

@@ -10,7 +10,10 @@ from vdsr.results.section import NOTHING, Picture, decibels, percent, signed, tr
 
 def titled(runs: Sequence[Run], *swept: str) -> list[tuple[str, list[Group]]]:
     """Each series with what tells it from the others: its budget and data, and a number where those are alike."""
-    found = [(f"{trained_with(points[0].first)}, on {points[0].first.data}", points) for points in series(runs, *swept)]
+    found = []
+    for points in series(runs, *swept):
+        longest = max((group.first for group in points), key=lambda run: run.planned)
+        found.append((f"{trained_with(longest)}, on {longest.data}", points))
     alike, seen = Counter(title for title, _ in found), Counter[str]()
     titled = []
     for title, points in found:
