@@ -104,7 +104,7 @@ def residual(points: Sequence[Group], benchmark: Benchmark, path: Path) -> None:
             axes, "epoch (of 80)", f"PSNR on {shown(benchmark)} (dB)" if axes is panels[0] else "", f"γ₀ = {rate:g}"
         )
         axes.set_xticks([0, *published.RESIDUAL[True]])
-    panels[0].legend(fontsize=8, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     plots.save(figure, path)
 
 
@@ -115,16 +115,17 @@ def training(groups: Sequence[Group], benchmarks: Sequence[Benchmark], path: Pat
     for axes, benchmark in zip(panels, benchmarks, strict=True):
         for number, group in enumerate(groups):
             _curves(axes, group, benchmark, number, f"{group.first.network}, {percent(group.first.share)}")
-        for method, side in (("SRCNN", "top"), ("VDSR", "bottom")):
+        for method, side in (("SRCNN", "bottom"), ("VDSR", "top")):
             level = published.psnr(*benchmark, method)
             if level is not None:
                 axes.axhline(level, color=plots.GREY, linewidth=1, linestyle="--")
-                axes.text(80, level, f"{method}, paper", fontsize=7, color="#555555", ha="right", va=side)
+                axes.text(1, level, f"{method}, paper", fontsize=7, color="#555555", va=side)
         bicubic = published.psnr(*benchmark, "bicubic")
         highest = max((psnr for g in groups for run in g.runs for _, psnr in run.curve(benchmark)), default=0.0)
         if bicubic is not None and highest > bicubic:
             axes.set_ylim(bottom=bicubic - 0.3)  # below it lies nothing but the start
         axes.margins(y=0.1)
+        axes.set_xlim(left=0)
         plots.plain(axes, "epoch (of 80)", "PSNR (dB)" if axes is panels[0] else "", shown(benchmark))
     title = "share of the paper's patches"
     panels[-1].legend(fontsize=7, frameon=False, loc="lower right", title=title, title_fontsize=7)
