@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -257,7 +258,7 @@ def _new_record(
         "format": records.FORMAT,
         "name": config["name"],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": "python " + " ".join(sys.argv),
+        "command": "python src/train.py " + shlex.join(sys.argv[1:]),  # wherever it lies
         "overrides": overrides,
         "config": config,
         "seed": config["seed"],
