@@ -373,8 +373,8 @@ def test_other_experiments_have_a_row_each(section):
 def test_two_budgets_are_two_parts(section):
     made = section(make(), make(config__trainer__max_steps=498), make(config__optim__lr=0.01))
     assert [part.title for part in made.parts] == [
-        "100 % of the paper's patches (9,960 × 64), on train91; series 1",
-        "100 % of the paper's patches (9,960 × 64), on train91; series 2",
+        "100 % of the paper's patches (9,960 × 64), on train91; optim.lr 0.1",
+        "100 % of the paper's patches (9,960 × 64), on train91; optim.lr 0.01",
         "5 % of the paper's patches (498 × 64), on train91",
     ]
     assert [picture.file for part in made.parts for picture in part.pictures] == [

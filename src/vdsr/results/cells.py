@@ -1,7 +1,6 @@
 """What the sections' tables have in common: cells, and how a series is titled and drawn."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from vdsr.results.runs import Benchmark, Group, Run, benchmarks, series
@@ -9,17 +8,21 @@ from vdsr.results.section import NOTHING, Picture, decibels, percent, signed, tr
 
 
 def titled(runs: Sequence[Run], *swept: str) -> list[tuple[str, list[Group]]]:
-    """Each series with what tells it from the others: its budget and data, and a number where those are alike."""
+    """Each series with what tells it from the others: budget and data, and, where those are alike, other settings."""
     found = []
     for points in series(runs, *swept):
         longest = max((group.first for group in points), key=lambda run: run.planned)
         found.append((f"{trained_with(longest)}, on {longest.data}", points))
-    alike, seen = Counter(title for title, _ in found), Counter[str]()
-    titled = []
-    for title, points in found:
-        seen[title] += 1
-        titled.append((f"{title}; series {seen[title]}" if alike[title] > 1 else title, points))
-    return titled
+    alike = {title: [points[0].first.settings for other, points in found if other == title] for title, _ in found}
+    return [(f"{title}{_apart(points[0].first, alike[title])}", points) for title, points in found]
+
+
+def _apart(run: Run, alike: Sequence[Mapping[str, object]]) -> str:
+    """; optim.lr 0.1: the settings, of those that each has, in which runs with one title differ."""
+    own = run.settings
+    keys = [key for key in own if all(key in other for other in alike) and any(own[key] != o[key] for o in alike)]
+    said = {k: str(own[k]).split(".")[-1] if k.endswith("_target_") else own[k] for k in keys}
+    return "".join(f"; {key.removesuffix('._target_')} {value}" for key, value in said.items())
 
 
 def panel(points: Sequence[Group]) -> list[Benchmark]:
