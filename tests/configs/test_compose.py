@@ -101,7 +101,7 @@ def test_data_that_has_to_be_named():
 
 
 def test_optimisers():
-    assert options("optim") == {"sgd", "cosine"}
+    assert options("optim") == {"sgd", "cosine", "adam"}
     optimiser, _ = optimised(composed("optim=sgd"))
     assert isinstance(optimiser, torch.optim.SGD)
     (group,) = optimiser.param_groups
@@ -120,6 +120,15 @@ def test_a_cosine_falls_to_nothing_over_the_steps():
     assert rates[0] == 0.1
     assert rates[50] == pytest.approx(0.05)
     assert rates[-1] < 1e-4
+
+
+@pytest.mark.parametrize("budget", sorted(options("budget")))
+def test_srcnn_is_trained_by_adam_at_each_budget(budget):
+    cfg = composed("+experiment=srcnn", f"budget={budget}", "trainer.max_steps=10")
+    optimiser, schedule = optimised(cfg)
+    assert isinstance(optimiser, torch.optim.Adam)
+    assert isinstance(schedule, torch.optim.lr_scheduler.CosineAnnealingLR)
+    assert (optimiser.param_groups[0]["lr"], schedule.T_max, cfg.optim.lr) == (1e-3, 10, 1e-3)
 
 
 def test_the_full_budget_takes_a_cosine_unless_told_otherwise():
