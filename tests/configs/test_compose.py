@@ -128,7 +128,7 @@ def test_srcnn_is_trained_by_adam_at_each_budget(budget):
     optimiser, schedule = optimised(cfg)
     assert isinstance(optimiser, torch.optim.Adam)
     assert isinstance(schedule, torch.optim.lr_scheduler.CosineAnnealingLR)
-    assert (optimiser.param_groups[0]["lr"], schedule.T_max, cfg.optim.lr) == (1e-3, 10, 1e-3)
+    assert (optimiser.param_groups[0]["lr"], schedule.T_max, cfg.optim.lr) == (1e-4, 10, 1e-4)
 
 
 def test_the_full_budget_takes_a_cosine_unless_told_otherwise():
