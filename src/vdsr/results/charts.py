@@ -127,8 +127,9 @@ def training(groups: Sequence[Group], benchmarks: Sequence[Benchmark], path: Pat
         axes.margins(y=0.1)
         axes.set_xlim(left=0)
         plots.plain(axes, "epoch (of 80)", "PSNR (dB)" if axes is panels[0] else "", shown(benchmark))
+    lines = panels[0].get_legend_handles_labels()
     title = "share of the paper's patches"
-    panels[-1].legend(fontsize=7, frameon=False, loc="lower right", title=title, title_fontsize=7)
+    figure.legend(*lines, loc="outside upper right", ncols=3, fontsize=7, frameon=False, title=title, title_fontsize=7)
     plots.save(figure, path)
 
 
