@@ -37,8 +37,8 @@ class Upscaler:
     """A network, and what it takes to upscale whole colour pictures with it, of any size, in bounded memory.
 
     net: ILR luma → HR luma, with a `radius`. scales: that it was trained at, if known; for one between or below them
-    the luma is made at the next of them and reduced by bicubic interpolation (Set5 at ×1.5: 40.3 dB, where the network
-    at ×1.5 itself reaches 35.0 and bicubic 36.8). precision: as Lightning names it; `auto` is bf16 where that is fast.
+    the luma is made at the next of them and reduced by bicubic interpolation, which is several dB better. precision:
+    as Lightning names it; `auto` is bf16 where that is fast.
     memory: bytes that the process may hold in all, within which tiles are chosen; None for no bound.
     ensemble: average over the eight turns and flips of each tile, at eight times the work.
     """
