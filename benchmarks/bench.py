@@ -80,6 +80,8 @@ def measure_all(folder: Path, train: str | None, rounds: int, quick: bool) -> tu
                 ("bare step's share of the bf16 peak, D = 20", work / step["bare"] / peaks["bf16"], ">=", 0.75)
             )
             if torch.cpu._is_amx_tile_supported():
+                faster = step["PyTorch's"] / step["bare"]
+                figures.append(("AMX kernels against PyTorch's in bf16, D = 20", faster, ">=", 2.0))
                 share = training.share_of_peak_without_amx(depth, size, rounds)
                 figures.append(("the same with AVX512-BF16 alone, AMX off", share, ">=", 0.75))
         figures.append(

@@ -16,7 +16,7 @@ import torch
 from measure import in_turns, peak
 from torch import Tensor, nn
 
-from vdsr import hardware
+from vdsr import amx, hardware
 from vdsr.clip import Adjustable
 from vdsr.data import Batches, Pair, SuperResolutionData
 from vdsr.net import VDSR, channels_last
@@ -52,11 +52,14 @@ class Plain:
         self.optimiser = torch.optim.SGD(self.net.parameters(), 1e-6, momentum=0.9, weight_decay=1e-4)
 
     def step(self, batch: Pair) -> None:
-        loss = (self.forward(batch.ilr) - batch.hr).square().sum() / (2 * len(batch.hr))
+        loss = self.loss(batch)
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_value_(self.net.parameters(), 100.0)
         self.optimiser.step()
+
+    def loss(self, batch: Pair) -> Tensor:
+        return (self.forward(batch.ilr) - batch.hr).square().sum() / (2 * len(batch.hr))
 
     def forward(self, ilr: Tensor) -> Tensor:
         out: Tensor = ilr + self.net(ilr)
@@ -64,12 +67,20 @@ class Plain:
 
 
 class Bare(Plain):
-    """Our network in bf16 autocast, channels_last and chunks, with nothing around it."""
+    """Our network in bf16, by the kernels for AMX where they can be had, with nothing around it.
 
-    def __init__(self, depth: int, precision: torch.dtype = torch.bfloat16) -> None:
+    kernels="PyTorch": bf16 autocast, channels_last and chunks in any case.
+    """
+
+    def __init__(self, depth: int, precision: torch.dtype = torch.bfloat16, kernels: str = "auto") -> None:
         self.net = channels_last(VDSR(depth))
         self.precision = precision
+        own = kernels == "auto" and precision == torch.bfloat16 and not amx.missing(self.net)
+        self.fused = amx.HalfSquaredError(self.net) if own else None
         self.optimiser = torch.optim.SGD(self.net.parameters(), 1e-6, momentum=0.9, weight_decay=1e-4)
+
+    def loss(self, batch: Pair) -> Tensor:
+        return self.fused(*batch) if self.fused else super().loss(batch)
 
     def forward(self, ilr: Tensor) -> Tensor:
         with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
@@ -86,8 +97,10 @@ class _Clock(pl.Callback):
 
 def fit(depth: int, data: SuperResolutionData, steps: int) -> float:
     """Seconds per step of Trainer.fit as a run has it: loading, degradation, clip, logging."""
+    net = channels_last(VDSR(depth))
+    bf16 = hardware.precision("auto") == "bf16-mixed"
     task = SuperResolution(
-        net=channels_last(VDSR(depth)),
+        net=net,
         optimiser=functools.partial(torch.optim.SGD, lr=1e-6, momentum=0.9, weight_decay=1e-4),
         schedule=functools.partial(drops, steps=steps, number=3, factor=0.1),
         clip=Adjustable(1e-4),
@@ -96,6 +109,7 @@ def fit(depth: int, data: SuperResolutionData, steps: int) -> float:
         batch_size=data.batch_size,
         log_every=LOG_EVERY,
         chunk=hardware.chunk("auto"),
+        fused=amx.HalfSquaredError(net) if bf16 and not amx.missing(net) else None,
     )
     clock = _Clock()
     trainer = pl.Trainer(
@@ -117,12 +131,13 @@ def fit(depth: int, data: SuperResolutionData, steps: int) -> float:
 
 
 def steps_beside_each_other(depth: int, size: int, data: SuperResolutionData, rounds: int) -> dict[str, float]:
-    """Seconds per step: plain, bare and fit, in turns."""
-    fixed, plain, bare = batch(size), Plain(depth), Bare(depth)
-    found: dict[str, list[float]] = {"plain": [], "bare": [], "fit": []}
+    """Seconds per step: plain, bare by PyTorch's kernels, bare and fit, in turns."""
+    fixed, plain, bare, torchs = batch(size), Plain(depth), Bare(depth), Bare(depth, kernels="PyTorch")
+    found: dict[str, list[float]] = {"plain": [], "PyTorch's": [], "bare": [], "fit": []}
     plain.step(fixed)
     for _ in range(rounds):
         found["plain"].append(in_turns({"plain": lambda: plain.step(fixed)}, 1)["plain"])
+        found["PyTorch's"].append(in_turns({"bare": lambda: torchs.step(fixed)}, 3)["bare"])
         before = in_turns({"bare": lambda: bare.step(fixed)}, 10)["bare"]
         found["fit"].append(fit(depth, data, LOG_EVERY + 6))
         after = in_turns({"bare": lambda: bare.step(fixed)}, 10)["bare"]
@@ -143,8 +158,8 @@ def loading(data: SuperResolutionData, rounds: int) -> dict[str, float]:
 
 
 def share_of_peak(depth: int, size: int, rounds: int) -> float:
-    """What a bare bf16 step reaches of the matrix product's FLOP/s, both measured here."""
-    bare, fixed = Bare(depth), batch(size)
+    """What a bare bf16 step by PyTorch's kernels reaches of the matrix product's FLOP/s, both measured here."""
+    bare, fixed = Bare(depth, kernels="PyTorch"), batch(size)
     seconds = in_turns({"bare": lambda: bare.step(fixed)}, 3 * rounds)["bare"]
     return flops(depth) * size / seconds / peak(torch.bfloat16, rounds)
 

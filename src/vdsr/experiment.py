@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
+from torch import Tensor
 
-from vdsr import checkpoint_io, checkpoints, hardware, net, records, signals, tables, tracking, weights
+from vdsr import amx, checkpoint_io, checkpoints, hardware, net, records, signals, tables, tracking, weights
 from vdsr.benchmark import seconds_per_image
 from vdsr.callbacks.agreement import Agreement
 from vdsr.callbacks.pictures import Pictures
@@ -86,6 +88,8 @@ def run(cfg: DictConfig) -> float:
     record |= records.provenance() | {"hardware": hardware.describe()}
     record["precision"] = hardware.precision(cfg.trainer.precision)
 
+    fused = _fused(cfg.trainer, network)
+    record["kernels"] = "AMX" if fused else "PyTorch"
     task = SuperResolution(
         net=network,
         optimiser=hydra.utils.instantiate(cfg.optim.optimiser),
@@ -98,6 +102,7 @@ def run(cfg: DictConfig) -> float:
         log_every=cfg.trainer.log_every_n_steps,
         chunk=hardware.chunk(cfg.trainer.chunk),
         compile=torch.cuda.is_available() if cfg.trainer.compile == "auto" else cfg.trainer.compile,
+        fused=fused,
     )
     claim = Claim(run_dir)
     recorder = Recorder(run_dir / records.FILE, record, claim)
@@ -155,7 +160,7 @@ def _train(
     step = found[1]["global_step"] if found else 0
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True))
     validations = settings.pop("validations")
-    for key in ("compile", "chunk", "checkpoint_every"):
+    for key in ("amx", "compile", "chunk", "checkpoint_every"):
         settings.pop(key)  # the task's and the callbacks'
     settings["precision"] = hardware.precision(settings["precision"])
     trainer = _trainer(
@@ -223,6 +228,18 @@ def _train(
         facts = {**record["network"], "steps": trainer.global_step, **figures, "data": record["data"]}
         tracking.log_weights(trainer.loggers, run_dir / WEIGHTS, facts)
     recorder.write(trainer)
+
+
+def _fused(trainer: DictConfig, network: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The kernels for CPUs with AMX where they are wanted and can be had; PyTorch's, with one line, where not."""
+    on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if not trainer.amx or not on_cpu or hardware.precision(trainer.precision) != "bf16-mixed":
+        return None
+    if not (reason := amx.missing(network)):
+        return amx.HalfSquaredError(cast(net.VDSR, network))
+    if trainer.amx is True or not (amx.unfit(network) or amx.unsupported()):
+        log.warning("training with PyTorch's kernels, not those for AMX: %s", reason)
+    return None
 
 
 def _trainer(**settings: Any) -> pl.Trainer:
@@ -293,7 +310,7 @@ def _essential(config: dict[str, Any]) -> dict[str, Any]:
 def _facts(record: records.Record, step: int) -> dict[str, Any]:
     """What must be equal on all ranks of a run: code, versions, data, configuration, and where it continues."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".cpp")):
         digest.update(path.read_bytes())
     facts = _essential(record["config"]) | records.flatten({"data": record["data"], "version": record["versions"]})
     return facts | {"the code (SHA-256 of src/vdsr)": digest.hexdigest()[:12], "the step to continue from": step}
@@ -315,8 +332,9 @@ def _check_numbers(cfg: DictConfig) -> None:
         raise InputError(f"optim.lr={cfg.optim.lr}: give a number above 0")
     if cfg.trainer.chunk not in ("auto", None) and not (isinstance(cfg.trainer.chunk, int) and cfg.trainer.chunk > 0):
         raise InputError(f"trainer.chunk={cfg.trainer.chunk}: give auto, null for all, or a whole number above 0")
-    if cfg.trainer.compile not in ("auto", True, False):
-        raise InputError(f"trainer.compile={cfg.trainer.compile}: there are auto, true and false")
+    for key in ("amx", "compile"):
+        if cfg.trainer[key] not in ("auto", True, False):
+            raise InputError(f"trainer.{key}={cfg.trainer[key]}: there are auto, true and false")
     if not cfg.data.train:
         raise InputError("data.train has no value: name a prepared folder")
 

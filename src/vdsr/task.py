@@ -34,6 +34,7 @@ class SuperResolution(pl.LightningModule):
     LRScheduler, stepped once a training step. clip: gradient clipping, called with the current γ.
     chunk: how many patches go through the network together, None for all: see `hardware.chunk`.
     compile: train through torch.compile; scoring never does, as each image would be compiled anew.
+    fused: (ILR, HR) → that loss by kernels of its own, in place of the network's forward: see `vdsr.amx`.
     scales: what to score at; test_scales: the same for the final table (`scales` if None).
     log_every: steps between two logged points; nothing synchronises in between.
     """
@@ -51,10 +52,12 @@ class SuperResolution(pl.LightningModule):
         log_every: int = 10,
         chunk: int | None = None,
         compile: bool = False,
+        fused: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.net, self.optimiser, self.schedule, self.clip = net, optimiser, schedule, clip
         self._train_forward = hardware.compiled(net) if compile else net.forward
+        self.fused = fused
         self.val_scales, self.test_scales = tuple(scales), tuple(test_scales or scales)
         self.scales = self.val_scales  # of the validation or test under way
         self.log_every, self.chunk = log_every, chunk
@@ -71,8 +74,11 @@ class SuperResolution(pl.LightningModule):
         return out
 
     def training_step(self, batch: Pair, batch_idx: int) -> Tensor:
-        sr = hardware.in_chunks(self._train_forward, batch.ilr, self.chunk)
-        loss = (sr - batch.hr).square().sum() / (2 * len(batch.hr))
+        if self.fused:
+            loss = self.fused(*batch)
+        else:
+            sr = hardware.in_chunks(self._train_forward, batch.ilr, self.chunk)
+            loss = (sr - batch.hr).square().sum() / (2 * len(batch.hr))
         if self.logs_this_step:
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)  # of all ranks' patches
         return loss

@@ -101,7 +101,7 @@ def test_data_that_has_to_be_named():
 
 
 def test_optimisers():
-    assert options("optim") == {"sgd", "cosine", "adam"}
+    assert options("optim") == {"sgd", "cosine", "adam", "muon"}
     optimiser, _ = optimised(composed("optim=sgd"))
     assert isinstance(optimiser, torch.optim.SGD)
     (group,) = optimiser.param_groups
@@ -141,7 +141,7 @@ def test_the_full_budget_takes_a_cosine_unless_told_otherwise():
 def test_trainers(option):
     assert options("trainer") == {"default"}
     settings = set(composed(f"trainer={option}").trainer)
-    ours = {"chunk", "compile", "validations", "checkpoint_every"}
+    ours = {"amx", "chunk", "compile", "validations", "checkpoint_every"}
     assert settings - ours <= set(inspect.signature(pl.Trainer).parameters)
     assert "gradient_clip_val" not in settings  # clipping is the task's
 

@@ -1,0 +1,182 @@
+"""The kernels for AMX against PyTorch's in float32, and what is said where they cannot be had."""
+
+import copy
+import subprocess
+
+import pytest
+import torch
+
+from vdsr import amx
+from vdsr.errors import InputError
+from vdsr.net import SRCNN, VDSR, channels_last
+
+needed = pytest.mark.skipif(amx.missing(VDSR()) is not None, reason=f"no AMX kernels: {amx.missing(VDSR())}")
+
+
+def network(depth, residual=True):
+    torch.manual_seed(depth)
+    net = channels_last(VDSR(depth, residual=residual))
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.ndim == 1:
+                p.normal_(0, 0.05)
+    return net
+
+
+def patches(batch, height, width):
+    torch.manual_seed(batch)
+    ilr = torch.rand(batch, 1, height, width)
+    return ilr, ilr + 0.1 * torch.randn_like(ilr)
+
+
+def plainly(net, ilr, hr, autocast=False):
+    """The loss as the task has it, and its gradients."""
+    net = copy.deepcopy(net)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        sr = net(ilr)
+    loss = (sr - hr).square().sum() / (2 * len(hr))
+    loss.backward()
+    return loss.detach(), [p.grad for p in net.parameters()]
+
+
+def by_kernels(net, ilr, hr):
+    net.zero_grad()
+    loss = amx.HalfSquaredError(net)(ilr, hr)
+    loss.backward()
+    return loss.detach(), [p.grad for p in net.parameters()]
+
+
+def error(found, exact):
+    return float((found - exact).norm() / exact.norm())
+
+
+@needed
+@pytest.mark.parametrize(
+    ("depth", "batch", "height", "width", "residual"),
+    [
+        (3, 1, 1, 1, True),
+        (4, 2, 7, 7, False),
+        (5, 5, 16, 9, True),
+        (5, 3, 9, 32, False),
+        (5, 2, 31, 30, True),  # rows of an even and an odd number of pixels
+        (20, 16, 41, 41, True),
+        (20, 3, 48, 65, True),
+    ],
+)
+def test_as_exact_as_autocast(depth, batch, height, width, residual):
+    net, pair = network(depth, residual), patches(batch, height, width)
+    loss, grads = by_kernels(net, *pair)
+    exact_loss, exact = plainly(net, *pair)
+    cast_loss, cast = plainly(net, *pair, autocast=True)
+    assert error(loss, exact_loss) < max(2 * error(cast_loss, exact_loss), 1e-3)
+    for p, found, other, true in zip(net.parameters(), grads, cast, exact, strict=True):
+        assert found.shape == p.shape
+        assert error(found, true) < max(1.5 * error(other, true), 5e-3)
+
+
+@needed
+def test_nothing_is_left_over_from_an_earlier_call():
+    net = network(4)
+    alone = by_kernels(net, *patches(2, 20, 20))
+    for other in (patches(2, 20, 21), patches(3, 21, 20), patches(1, 40, 33)):
+        by_kernels(net, *other)
+    again = by_kernels(net, *patches(2, 20, 20))
+    assert torch.equal(alone[0], again[0])
+    assert all(map(torch.equal, alone[1], again[1]))
+
+
+@needed
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_patches(threads):
+    net, pair = network(4), patches(5, 15, 15)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        loss, grads = by_kernels(net, *pair)
+    finally:
+        torch.set_num_threads(before)
+    one_by_one = [by_kernels(net, ilr[None], hr[None]) for ilr, hr in zip(*pair, strict=True)]
+    assert loss == pytest.approx(float(sum(each for each, _ in one_by_one)) / 5, rel=1e-5)
+    for i, grad in enumerate(grads):
+        assert error(sum(each[i] for _, each in one_by_one) / 5, grad) < 1e-2
+
+
+@needed
+def test_a_factor_of_the_loss_reaches_the_gradients():
+    net, pair = network(3), patches(2, 9, 9)
+    _, grads = by_kernels(net, *pair)
+    net.zero_grad()
+    (3 * amx.HalfSquaredError(net)(*pair)).backward()
+    for p, grad in zip(net.parameters(), grads, strict=True):
+        assert torch.allclose(p.grad, 3 * grad)
+
+
+@needed
+def test_what_is_not_a_number_is_not_hidden():
+    net, (ilr, hr) = network(3), patches(2, 9, 9)
+    ilr[1, 0, 4, 4] = torch.nan
+    loss, grads = by_kernels(net, ilr, hr)
+    assert loss.isnan()
+    assert all(grad.isnan().any() for grad in grads)
+
+
+@pytest.mark.parametrize("net", [SRCNN(), VDSR(5, 32), VDSR(2)])
+def test_other_networks_are_not_for_them(net):
+    assert amx.missing(net) == "they are for VDSR with 64 filters and at least 3 layers"
+    with pytest.raises(InputError, match="no AMX kernels here"):
+        amx.HalfSquaredError(net)
+
+
+@pytest.fixture
+def _fresh():
+    for cached in (amx.unsupported, amx._uncompiled, amx._library):
+        cached.cache_clear()
+    yield
+    for cached in (amx.unsupported, amx._uncompiled, amx._library):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_another_processor_has_none(monkeypatch):
+    monkeypatch.setattr(amx.platform, "machine", lambda: "arm64")
+    assert amx.missing(VDSR()) == "they are for x86-64 and Linux"
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_without_a_compiler_there_are_none(monkeypatch):
+    monkeypatch.setattr(amx, "unsupported", lambda: None)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(amx.shutil, "which", lambda name: None)
+    assert amx.missing(VDSR()) == "there is no C++ compiler: install g++, or set CXX"
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_compiler_that_refuses_is_quoted(monkeypatch, tmp_path):
+    monkeypatch.setattr(amx, "unsupported", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def refuse(command, **_):
+        raise subprocess.CalledProcessError(1, command, stderr="unknown option:\n -mamx-tile")
+
+    monkeypatch.setattr(amx.subprocess, "run", refuse)
+    assert amx.missing(VDSR()) == "unknown option: -mamx-tile"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@needed
+@pytest.mark.usefixtures("_fresh")
+def test_they_are_compiled_once_and_without_a_home_for_this_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert amx.missing(VDSR()) is None
+    (kept,) = (tmp_path / "vdsr").iterdir()
+    compiled = kept.stat().st_mtime_ns
+    amx._library.cache_clear()
+    amx._uncompiled.cache_clear()
+    assert amx.missing(VDSR()) is None
+    assert kept.stat().st_mtime_ns == compiled
+
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    amx._library.cache_clear()
+    amx._uncompiled.cache_clear()
+    assert amx.missing(VDSR()) is None
