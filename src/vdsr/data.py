@@ -101,17 +101,17 @@ class LumaStore:
         rows = window_pixels(first_row, side, height - height % step)
         columns = window_pixels(first_column, side, width - width % step)
         index = (self.offsets[image][:, None] + rows * width[:, None])[:, :, None] + columns[:, None, :]
-        return Windows(crops.scale, self.pixels[index][:, None], top - first_row, left - first_column, turns)
+        return Windows(crops.scale, self.pixels.take(index)[:, None], top - first_row, left - first_column, turns)
 
 
 def pair(windows: Windows, patch: int) -> Pair:
     """Degrade the windows and take the patches out of them: (n, 1, P, P) ILR and HR, turned."""
     hr = windows.pixels.float() / 255
-    both = torch.cat([degrade_windows(hr, windows.scale), hr], dim=1).transpose(0, 1)
-    n = torch.arange(len(hr), device=hr.device)[:, None, None]
+    both = torch.stack([degrade_windows(hr, windows.scale), hr]).flatten(2)
     rows, columns = _turned(windows.turns[:, None, None], patch)
-    patches = both[:, n, rows + windows.top[:, None, None], columns + windows.left[:, None, None]]
-    return Pair(*patches.unsqueeze(2))
+    index = (rows + windows.top[:, None, None]) * hr.shape[-1] + columns + windows.left[:, None, None]
+    patches = both.gather(2, index.flatten(1).expand(2, -1, -1))
+    return Pair(*patches.view(2, -1, 1, patch, patch))
 
 
 def _turned(turns: Tensor, patch: int) -> tuple[Tensor, Tensor]:

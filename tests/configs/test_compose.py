@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue
 from vdsr import clip
 from vdsr.cli import register_resolvers
 from vdsr.data import SuperResolutionData
+from vdsr.muon import Muon
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -131,10 +132,17 @@ def test_srcnn_is_trained_by_adam_at_each_budget(budget):
     assert (optimiser.param_groups[0]["lr"], schedule.T_max, cfg.optim.lr) == (1e-4, 10, 1e-4)
 
 
-def test_the_full_budget_takes_a_cosine_unless_told_otherwise():
-    assert "T_max" in composed("budget=full").optim.schedule
-    assert "T_max" in composed("+experiment=paper", "budget=full").optim.schedule
+def test_the_full_budget_takes_muon_unless_told_otherwise():
+    for overrides in (["budget=full"], ["+experiment=paper", "budget=full"]):
+        optimiser, _ = optimised(composed(*overrides))
+        assert isinstance(optimiser, Muon)
+        assert [group["lr"] for group in optimiser.param_groups] == [0.005]
     assert "factor" in composed("budget=full", "optim=sgd").optim.schedule
+
+
+def test_a_twentieth_takes_a_cosine():
+    assert isinstance(optimised(composed("budget=twentieth"))[0], torch.optim.SGD)
+    assert "T_max" in composed("budget=twentieth").optim.schedule
 
 
 @pytest.mark.parametrize("option", ["default"])
