@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vdsr import amx, hardware
 from vdsr.clip import Adjustable
-from vdsr.data import Batches, Pair, SuperResolutionData
+from vdsr.data import CROPS_AT_ONCE, Batches, Pair, SuperResolutionData
 from vdsr.net import VDSR, channels_last
 from vdsr.schedule import drops
 from vdsr.task import SuperResolution
@@ -148,13 +148,20 @@ def steps_beside_each_other(depth: int, size: int, data: SuperResolutionData, ro
 def loading(data: SuperResolutionData, rounds: int) -> dict[str, float]:
     """Seconds per batch: the plan and the windows alone, and with their degradation."""
     steps = iter(range(10**9))
-
+    together = max(1, CROPS_AT_ONCE // data.batch_size)  # what `Batches` makes in one go
     batches = iter(Batches(data.plan, data.store, PATCH, 0, range(data.batch_size)))
 
-    def windows() -> list[Any]:
-        return [data.store.windows(crops, PATCH) for crops in data.plan.step(next(steps))]
+    def windows() -> None:
+        for _ in range(together):
+            for crops in data.plan.step(next(steps)):
+                data.store.windows(crops, PATCH)
 
-    return in_turns({"loading": windows, "loading and degradation": lambda: next(batches)}, rounds)
+    def pairs() -> None:
+        for _ in range(together):
+            next(batches)
+
+    found = in_turns({"loading": windows, "loading and degradation": pairs}, rounds)
+    return {name: seconds / together for name, seconds in found.items()}
 
 
 def share_of_peak(depth: int, size: int, rounds: int) -> float:

@@ -5,6 +5,7 @@
 // first and below the last row too, so that a neighbour is always the same number of pixels away and borders need no
 // code of their own. A 3×3 convolution is then nine products of shifted matrices, summed in float.
 #include <immintrin.h>
+#include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -354,6 +355,7 @@ struct Parameters {  // of all layers, one after the other: (out, tap, in) weigh
   int layers;        // hidden ones
   template <class T> T* hidden(T* all, int layer) const { return all + OUTER + C + size_t(layer) * (HIDDEN + C); }
   template <class T> T* last(T* all) const { return hidden(all, layers); }
+  size_t size() const { return OUTER + C + size_t(layers) * (HIDDEN + C) + OUTER + 1; }
 };
 
 struct Packed {  // the same as right matrices
@@ -448,26 +450,32 @@ void vdsr_pack(const float* parameters, int layers, bf16* array) {
   }
 }
 
-// ilr, hr: n patches of floats. Returns the sum of their squared errors, or −1 without memory; adds to grads, which is
-// laid out as parameters is, the gradients of half that sum times `weight`
-double vdsr_step(const float* ilr, const float* hr, int n, int height, int width, int layers, int residual,
-                 float weight, bf16* packed, const float* parameters, float* grads) {
-  static thread_local std::unique_ptr<Scratch> scratch;
+// ilr, hr: n patches of floats, dealt out to so many threads. squares: for each thread the sum of its patches' squared
+// errors, −1 without memory; grads: zeroed, for each thread an array laid out as parameters is, of the gradients of half
+// that sum times `weight`. The threads are OpenMP's, as PyTorch's are: others would find the cores taken by those, who
+// wait for their next work without sleeping.
+void vdsr_step(const float* ilr, const float* hr, int n, int height, int width, int layers, int residual, float weight,
+               bf16* packed, const float* parameters, int threads, float* grads, double* squares) {
   const Shape s(height, width);
-  try {
-    if (!scratch || scratch->height != height || scratch->width != width || scratch->layers != layers) {
-      scratch.reset();
-      scratch.reset(new Scratch(s, layers));
+  const Parameters net{layers};
+#pragma omp parallel num_threads(threads)
+  {
+    static thread_local std::unique_ptr<Scratch> scratch;
+    const int thread = omp_get_thread_num(), of = omp_get_num_threads();
+    try {
+      if (!scratch || scratch->height != height || scratch->width != width || scratch->layers != layers) {
+        scratch.reset();
+        scratch.reset(new Scratch(s, layers));
+      }
+      const Tiles tiles;
+      for (int i = n * thread / of; i < n * (thread + 1) / of; i++) {
+        const size_t at = size_t(i) * height * width;
+        squares[thread] += step(ilr + at, hr + at, s, net, residual, weight, {packed}, parameters,
+                                grads + thread * net.size(), *scratch);
+      }
+    } catch (const std::bad_alloc&) {
+      squares[thread] = -1;
     }
-  } catch (const std::bad_alloc&) {
-    return -1;
   }
-  const Tiles tiles;
-  double squares = 0;
-  for (int i = 0; i < n; i++) {
-    const size_t at = size_t(i) * height * width;
-    squares += step(ilr + at, hr + at, s, {layers}, residual, weight, {packed}, parameters, grads, *scratch);
-  }
-  return squares;
 }
 }

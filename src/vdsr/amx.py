@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from vdsr.net import VDSR
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
 FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 WIDTH = 64  # filters, what the kernels are written for
 
@@ -47,7 +46,6 @@ class HalfSquaredError:
         self.net = net
         self.kernels = _library()
         self.packed = torch.zeros(self.kernels.vdsr_packed(net.depth - 2), dtype=torch.bfloat16)
-        self.threads = ThreadPoolExecutor(torch.get_num_threads(), "amx")
 
     def __call__(self, ilr_B1PP: Tensor, hr_B1PP: Tensor) -> Tensor:
         loss: Tensor = _Step.apply(self, ilr_B1PP, hr_B1PP, *self.net.parameters())  # type: ignore[no-untyped-call]
@@ -61,21 +59,17 @@ class HalfSquaredError:
         flat = torch.cat([_taps_before_inputs(p).reshape(-1) for p in parameters])
         self.kernels.vdsr_pack(flat.data_ptr(), layers, self.packed.data_ptr())
 
-        def patches(share: Tensor) -> tuple[float, Tensor]:
-            first, grads = int(share[0]), torch.zeros_like(flat)
-            squares = self.kernels.vdsr_step(
-                *(planes[first].data_ptr() for planes in (ilr_B1PP, hr_B1PP)),
-                *(len(share), height, width, layers, self.net.residual, 1 / batch),
-                *(array.data_ptr() for array in (self.packed, flat, grads)),
-            )
-            if squares < 0:
-                raise MemoryError("AMX kernels: no memory for the features of a patch")
-            return squares, grads
-
-        shares = torch.arange(batch).tensor_split(min(batch, torch.get_num_threads()))
-        squares, grads = zip(*self.threads.map(patches, shares), strict=True)
-        parts = torch.stack(grads).sum(0).split([p.numel() for p in parameters])
-        return torch.tensor(sum(squares) / (2 * batch)), [
+        threads = min(batch, torch.get_num_threads())
+        grads, squares = flat.new_zeros(threads, len(flat)), torch.zeros(threads, dtype=torch.float64)
+        self.kernels.vdsr_step(
+            *(planes.data_ptr() for planes in (ilr_B1PP, hr_B1PP)),
+            *(batch, height, width, layers, self.net.residual, 1 / batch),
+            *(self.packed.data_ptr(), flat.data_ptr(), threads, grads.data_ptr(), squares.data_ptr()),
+        )
+        if (squares < 0).any():
+            raise MemoryError("AMX kernels: no memory for the features of a patch")
+        parts = grads.sum(0).split([p.numel() for p in parameters])
+        return (squares.sum() / (2 * batch)).float(), [
             _inputs_before_taps(part.view(_taps_before_inputs(p).shape))
             for p, part in zip(parameters, parts, strict=True)
         ]
@@ -152,8 +146,9 @@ def _library() -> ctypes.CDLL:
     pointer, whole_number = ctypes.c_void_p, ctypes.c_int
     library.vdsr_packed.argtypes, library.vdsr_packed.restype = [whole_number], ctypes.c_int64
     library.vdsr_pack.argtypes, library.vdsr_pack.restype = [pointer, whole_number, pointer], None
-    library.vdsr_step.argtypes = [*[pointer] * 2, *[whole_number] * 5, ctypes.c_float, *[pointer] * 3]
-    library.vdsr_step.restype = ctypes.c_double
+    arrays, sizes = [pointer] * 2, [whole_number] * 5
+    library.vdsr_step.argtypes = arrays + sizes + [ctypes.c_float] + arrays + [whole_number] + arrays  # type: ignore[operator]
+    library.vdsr_step.restype = None
     return library
 
 

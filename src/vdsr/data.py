@@ -1,11 +1,11 @@
 """From shards to batches: decoded luma in memory or a stream, crops by the plan, degradation on the device."""
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,15 @@ from vdsr.errors import InputError
 from vdsr.images import decode
 from vdsr.metrics import check_size
 from vdsr.plan import Crops, Plan
-from vdsr.resize import degrade_windows, parse_scale, ratio, window_pixels, window_size, window_start
+from vdsr.resize import (
+    degrade_windows,
+    parse_scale,
+    ratio,
+    window_margin,
+    window_pixels,
+    window_size,
+    window_start,
+)
 from vdsr.shards import Sample, ShardSet
 from vdsr.source import Source
 from vdsr.stream import Settings, Stream, StreamPlan, guard
@@ -106,22 +114,26 @@ class LumaStore:
 
 def pair(windows: Windows, patch: int) -> Pair:
     """Degrade the windows and take the patches out of them: (n, 1, P, P) ILR and HR, turned."""
-    hr = windows.pixels.float() / 255
-    both = torch.stack([degrade_windows(hr, windows.scale), hr]).flatten(2)
-    rows, columns = _turned(windows.turns[:, None, None], patch)
-    index = (rows + windows.top[:, None, None]) * hr.shape[-1] + columns + windows.left[:, None, None]
-    patches = both.gather(2, index.flatten(1).expand(2, -1, -1))
-    return Pair(*patches.view(2, -1, 1, patch, patch))
+    margin = window_margin(windows.scale)
+    hr = windows.pixels[..., margin:-margin, margin:-margin].float() / 255
+    ilr = degrade_windows(windows.pixels.float() / 255, windows.scale)
+    both, side = torch.stack([ilr, hr]).flatten(2), hr.shape[-1]
+    corner = (windows.top - margin) * side + windows.left - margin
+    index = _turned(patch, side, hr.device)[windows.turns] + corner[:, None]
+    return Pair(*both.gather(2, index.expand(2, -1, -1)).view(2, -1, 1, patch, patch))
 
 
-def _turned(turns: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """Where each pixel of a turned patch comes from: (n, P, P) rows and columns. See `Crops.turns` for the bits."""
-    row = torch.arange(patch, device=turns.device)[:, None]
+@functools.lru_cache(maxsize=16)
+def _turned(patch: int, side: int, device: torch.device) -> Tensor:
+    """Where a patch in the first corner of a square takes its pixels from: (8, P²), a row a turn, see `Crops.turns`."""
+    turns = torch.arange(8, device=device)[:, None, None]
+    row = torch.arange(patch, device=device)[:, None]
     column = row.T
     transposed = (turns & 4).bool()
     rows, columns = torch.where(transposed, column, row), torch.where(transposed, row, column)
-    last = patch - 1
-    return torch.where((turns & 1).bool(), last - rows, rows), torch.where((turns & 2).bool(), last - columns, columns)
+    rows = torch.where((turns & 1).bool(), patch - 1 - rows, rows)
+    columns = torch.where((turns & 2).bool(), patch - 1 - columns, columns)
+    return (rows * side + columns).flatten(1)
 
 
 class Batches(IterableDataset[Pair]):
@@ -140,9 +152,9 @@ class Batches(IterableDataset[Pair]):
             made = [
                 pair(self.store.windows(_joined(crops), self.patch), self.patch) for crops in zip(*steps, strict=True)
             ]
+            parts = [[plane.tensor_split(together) for plane in both] for both in made]
             for i in range(together):
-                parts = [Pair(*(plane.tensor_split(together)[i] for plane in both)) for both in made]
-                yield Pair(*map(torch.cat, zip(*parts, strict=True)))
+                yield Pair(*(torch.cat([scale[plane][i] for scale in parts]) for plane in (0, 1)))
 
 
 def _joined(crops: Sequence[Crops]) -> Crops:
@@ -276,7 +288,7 @@ class SuperResolutionData(pl.LightningDataModule):
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches
         samples = range(rank * share, (rank + 1) * share)
         if isinstance(self.plan, StreamPlan):
-            source, cut = dataclasses.replace(self.source), partial(_cut, patch=self.patch)
+            source, cut = dataclasses.replace(self.source), functools.partial(_cut, patch=self.patch)
             self.stream = Stream(self.plan, source, samples, rank, ranks, start, cut, _merge)
             workers = self.plan.settings.workers
             return DataLoader(

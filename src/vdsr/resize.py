@@ -111,13 +111,13 @@ def degrade(hr: Tensor, scale: float) -> Tensor:
 def window_size(patch: int, scale: float) -> int:
     """Side, in HR pixels, of the window that holds any `patch` and what degrading it depends on."""
     step = ratio(scale).numerator
-    return math.ceil((patch + step - 1) / step) * step + 2 * _margin(scale)
+    return math.ceil((patch + step - 1) / step) * step + 2 * window_margin(scale)
 
 
 def window_start(corner: Tensor, scale: float) -> Tensor:
     """First row (or column) of the window of a patch that starts at `corner`: on the LR grid, may be < 0."""
     step = ratio(scale).numerator
-    return corner // step * step - _margin(scale)
+    return corner // step * step - window_margin(scale)
 
 
 def window_pixels(start: Tensor, size: int, length: Tensor) -> Tensor:
@@ -125,27 +125,28 @@ def window_pixels(start: Tensor, size: int, length: Tensor) -> Tensor:
     return _mirror(start[:, None] + torch.arange(size, device=start.device), length[:, None])
 
 
+def window_margin(scale: float) -> int:
+    """Pixels on each side of a window that its patches' degradation depends on, and that no patch reaches into."""
+    fraction = ratio(scale)
+    return math.ceil(REACH / fraction.denominator) * fraction.numerator
+
+
 def degrade_windows(windows: Tensor, scale: float) -> Tensor:
-    """Degrade (n, 1, S, S) float windows cut at `window_start`; exact except in the margin.
+    """Degrade (n, 1, S, S) float windows cut at `window_start`, m = `window_margin` within: (n, 1, S - 2m, S - 2m).
 
     A patch of the result equals that patch of the whole degraded image to 1e-13 (float64).
     """
-    matrix = _degradation(windows.shape[-1], ratio(scale)).to(windows)
+    matrix = _degradation(windows.shape[-1], ratio(scale), window_margin(scale)).to(windows)
     return matrix @ windows @ matrix.mT
 
 
 @functools.lru_cache(maxsize=16)
-def _degradation(size: int, fraction: Fraction) -> Tensor:
-    """Down- and upscaling of a row of `size` pixels, as a (size, size) float64 matrix: faster than resizing twice."""
+def _degradation(size: int, fraction: Fraction, margin: int) -> Tensor:
+    """Down- and upscaling of a row of `size` pixels, as a float64 matrix: faster than resizing twice."""
     rows = torch.eye(size, dtype=torch.float64)[None, None]
     for target in (int(size / fraction), size):
         rows = F.interpolate(rows, size=[target, size], mode="bicubic", antialias=True, align_corners=False)
-    return rows[0, 0]
-
-
-def _margin(scale: float) -> int:
-    fraction = ratio(scale)
-    return math.ceil(REACH / fraction.denominator) * fraction.numerator
+    return rows[0, 0, margin:-margin]
 
 
 def _pad(factor: Fraction) -> int:

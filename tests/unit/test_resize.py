@@ -16,6 +16,7 @@ from vdsr.resize import (
     modcrop,
     parse_scale,
     ratio,
+    window_margin,
     window_pixels,
     window_size,
     window_start,
@@ -101,7 +102,7 @@ def test_a_degraded_patch_is_the_patch_of_the_degraded_image(scale, rows, column
     side = window_size(patch, scale)
     first = [window_start(torch.tensor([corner]), scale) for corner in (top, left)]
     y, x = (window_pixels(f, side, torch.tensor([n]))[0] for f, n in zip(first, (height, width), strict=True))
-    inside = top - int(first[0]), left - int(first[1])
+    inside = [corner - int(f) - window_margin(scale) for corner, f in zip((top, left), first, strict=True)]
     window = degrade_windows(hr[:, :, y][..., x], scale)
     cut = window[..., inside[0] : inside[0] + patch, inside[1] : inside[1] + patch]
     whole = degrade(hr, scale)[..., top : top + patch, left : left + patch]
