@@ -81,7 +81,7 @@ def _row(run: Run) -> list[str]:
         f"{done:,} steps × {run.batch}: {share}",
         f"{run.data} {run.checksum[:8]}",
         str(run.seed),
-        run.precision,
+        run.arithmetic,
         run.hardware or NOTHING,
         f"{run.record['seconds']:,.0f}",
         f"{rate:,.0f}" if rate else NOTHING,

@@ -165,7 +165,7 @@ def _table(found: Sequence[Run]) -> tuple[list[str], list[list[Cell]]]:
                 Cell(f"{run.record['steps']:,}", run.record["steps"]),
                 Cell(percent(done), done),
                 Cell(run.data),
-                Cell(run.precision),
+                Cell(run.arithmetic),
                 Cell(f"{run.record['seconds']:,.0f}", run.record["seconds"]),
                 Cell(f"{rate:,.0f}" if rate else NOTHING, rate),
                 Cell(run.hardware or NOTHING),

@@ -146,6 +146,12 @@ class Run:
         return str(self.record.get("precision") or self["trainer.precision"])
 
     @property
+    def arithmetic(self) -> str:
+        """The precision, and by whose kernels where not PyTorch's."""
+        kernels = self.record.get("kernels", "PyTorch")
+        return self.precision if kernels == "PyTorch" else f"{self.precision}, {kernels} kernels"
+
+    @property
     def scales(self) -> tuple[float, ...]:
         """Trained on."""
         return tuple(sorted(float(scale) for scale in self["data.scales"] or ()))
