@@ -19,8 +19,9 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from safetensors.torch import load_file
 
-from vdsr import weights
+from vdsr import amx, weights
 from vdsr.callbacks.recorder import Recorder
+from vdsr.net import VDSR
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "src" / "train.py")
@@ -151,6 +152,76 @@ def test_an_untrained_residual_is_not_beyond_bicubic_either(root, train):
 # --- what a run leaves ---
 
 
+AMX = ["model.width=64", "trainer.precision=bf16-mixed", "trainer.max_steps=4"]
+needs_amx = pytest.mark.skipif(amx.missing(VDSR()) is not None, reason=f"no AMX kernels: {amx.missing(VDSR())}")
+
+
+@needs_amx
+@pytest.mark.parametrize("optimiser", ["sgd", "muon"])
+def test_the_kernels_for_amx_train_as_pytorchs_do(root, train, optimiser):
+    for kernels in ("auto", "false"):
+        assert train(*AMX, f"optim={optimiser}", f"trainer.amx={kernels}", f"name=amx-{kernels}").status == 0
+    ours, pytorchs = (
+        read(next((root / "runs" / name).rglob("record.json")).parent) for name in ("amx-auto", "amx-false")
+    )
+    assert (ours["kernels"], pytorchs["kernels"]) == ("AMX", "PyTorch")
+    for (_, loss, _), (_, other, _) in zip(curve(ours), curve(pytorchs), strict=True):
+        assert loss == pytest.approx(other, rel=1e-2)
+    assert ours["psnr"] == pytest.approx(pytorchs["psnr"], abs=0.02)
+
+
+@needs_amx
+@pytest.mark.parametrize("optimiser", ["sgd", "muon"])
+def test_a_run_by_the_kernels_goes_on_exactly(root, train, optimiser):
+    steps = ["trainer.max_steps=6", "trainer.checkpoint_every=1", f"optim={optimiser}"]
+    assert train(*AMX, *steps, "name=whole").status == 0
+    whole = next((root / "runs" / "whole").rglob("record.json")).parent
+    parts = root / "runs" / "parts"
+    with pytest.MonkeyPatch.context() as patch:
+        step = amx.HalfSquaredError.run
+
+        def fail(self, *arguments):
+            if len(list(parts.rglob("last.ckpt"))) and fail.left == 0:
+                raise KeyError("stopped here")
+            fail.left -= 1
+            return step(self, *arguments)
+
+        fail.left = 3
+        patch.setattr(amx.HalfSquaredError, "run", fail)
+        with pytest.raises(KeyError, match="stopped here"):
+            train(*AMX, *steps, "name=parts")
+    assert train(*AMX, *steps, "name=parts").status == 0
+    part = next(parts.rglob("record.json")).parent
+    assert curve(read(part)) == curve(read(whole))
+    one, other = (load_file(folder / "weights.safetensors") for folder in (part, whole))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_kernels_that_are_asked_for_and_missed_are_named(root, train):
+    assert train("trainer.amx=true", "trainer.precision=bf16-mixed").status == 0
+    folder = run_folder(root)
+    assert read(folder)["kernels"] == "PyTorch"
+    expected = (
+        "training with PyTorch's kernels, not those for AMX: they are for VDSR with 64 filters and at least 3 layers"
+    )
+    assert log_of(folder).count(expected) == 1
+
+
+def test_a_missing_compiler_is_said_where_the_kernels_would_help(root, train, monkeypatch):
+    monkeypatch.setattr(amx, "unsupported", lambda: None)
+    monkeypatch.setattr(amx, "_uncompiled", lambda: "there is no C++ compiler: install g++, or set CXX")
+    assert train(*AMX).status == 0
+    assert "not those for AMX: there is no C++ compiler: install g++, or set CXX" in log_of(run_folder(root))
+
+
+def test_a_processor_without_amx_is_no_news(root, train, monkeypatch):
+    monkeypatch.setattr(amx, "unsupported", lambda: "this CPU has no amx_tile")
+    assert train(*AMX).status == 0
+    folder = run_folder(root)
+    assert read(folder)["kernels"] == "PyTorch"
+    assert "AMX" not in log_of(folder)
+
+
 def test_a_run_leaves_record_weights_checkpoints_and_pictures(root, train):
     done = train("trainer.validations=2", "trainer.checkpoint_every=2", "seed=3")
     assert done.status == 0
@@ -235,6 +306,7 @@ found_checkpoints = pytest.mark.filterwarnings("ignore:Checkpoint directory .* e
 KILL = f"""
 import os, runpy, signal, sys
 from vdsr.callbacks.recorder import Recorder
+from vdsr.net import VDSR
 going_on = Recorder.on_train_batch_end
 def kill(self, trainer, *rest):
     going_on(self, trainer, *rest)
