@@ -11,7 +11,17 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from vdsr import records, shards  # noqa: E402
+from vdsr import amx, records, shards  # noqa: E402
+from vdsr.net import VDSR  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def kernels():
+    """The kernels for AMX; skips where the processor has none, and where they cannot be compiled, except on CI."""
+    if reason := amx.missing(VDSR()):
+        if os.environ.get("CI") == "true" and not amx.unsupported():
+            pytest.fail(f"no AMX kernels: {reason}")
+        pytest.skip(f"no AMX kernels: {reason}")
 
 
 @pytest.fixture(scope="session")

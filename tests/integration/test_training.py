@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 
 from vdsr import amx, weights
 from vdsr.callbacks.recorder import Recorder
-from vdsr.net import VDSR
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "src" / "train.py")
@@ -153,10 +152,9 @@ def test_an_untrained_residual_is_not_beyond_bicubic_either(root, train):
 
 
 AMX = ["model.width=64", "trainer.precision=bf16-mixed", "trainer.max_steps=4"]
-needs_amx = pytest.mark.skipif(amx.missing(VDSR()) is not None, reason=f"no AMX kernels: {amx.missing(VDSR())}")
 
 
-@needs_amx
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("optimiser", ["sgd", "muon"])
 def test_the_kernels_for_amx_train_as_pytorchs_do(root, train, optimiser):
     for kernels in ("auto", "false"):
@@ -170,7 +168,7 @@ def test_the_kernels_for_amx_train_as_pytorchs_do(root, train, optimiser):
     assert ours["psnr"] == pytest.approx(pytorchs["psnr"], abs=0.02)
 
 
-@needs_amx
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("optimiser", ["sgd", "muon"])
 def test_a_run_by_the_kernels_goes_on_exactly(root, train, optimiser):
     steps = ["trainer.max_steps=6", "trainer.checkpoint_every=1", f"optim={optimiser}"]
@@ -306,7 +304,6 @@ found_checkpoints = pytest.mark.filterwarnings("ignore:Checkpoint directory .* e
 KILL = f"""
 import os, runpy, signal, sys
 from vdsr.callbacks.recorder import Recorder
-from vdsr.net import VDSR
 going_on = Recorder.on_train_batch_end
 def kill(self, trainer, *rest):
     going_on(self, trainer, *rest)

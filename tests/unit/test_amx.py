@@ -10,8 +10,6 @@ from vdsr import amx
 from vdsr.errors import InputError
 from vdsr.net import SRCNN, VDSR, channels_last
 
-needed = pytest.mark.skipif(amx.missing(VDSR()) is not None, reason=f"no AMX kernels: {amx.missing(VDSR())}")
-
 
 def network(depth, residual=True):
     torch.manual_seed(depth)
@@ -50,7 +48,7 @@ def error(found, exact):
     return float((found - exact).norm() / exact.norm())
 
 
-@needed
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     ("depth", "batch", "height", "width", "residual"),
     [
@@ -74,7 +72,7 @@ def test_as_exact_as_autocast(depth, batch, height, width, residual):
         assert error(found, true) < max(1.5 * error(other, true), 5e-3)
 
 
-@needed
+@pytest.mark.usefixtures("kernels")
 def test_nothing_is_left_over_from_an_earlier_call():
     net = network(4)
     alone = by_kernels(net, *patches(2, 20, 20))
@@ -85,7 +83,7 @@ def test_nothing_is_left_over_from_an_earlier_call():
     assert all(map(torch.equal, alone[1], again[1]))
 
 
-@needed
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_share_the_patches(threads):
     net, pair = network(4), patches(5, 15, 15)
@@ -101,7 +99,7 @@ def test_threads_share_the_patches(threads):
         assert error(sum(each[i] for _, each in one_by_one) / 5, grad) < 1e-2
 
 
-@needed
+@pytest.mark.usefixtures("kernels")
 def test_a_factor_of_the_loss_reaches_the_gradients():
     net, pair = network(3), patches(2, 9, 9)
     _, grads = by_kernels(net, *pair)
@@ -111,7 +109,7 @@ def test_a_factor_of_the_loss_reaches_the_gradients():
         assert torch.allclose(p.grad, 3 * grad)
 
 
-@needed
+@pytest.mark.usefixtures("kernels")
 def test_what_is_not_a_number_is_not_hidden():
     net, (ilr, hr) = network(3), patches(2, 9, 9)
     ilr[1, 0, 4, 4] = torch.nan
@@ -163,8 +161,7 @@ def test_a_compiler_that_refuses_is_quoted(monkeypatch, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@needed
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("kernels", "_fresh")
 def test_they_are_compiled_once_and_without_a_home_for_this_process(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert amx.missing(VDSR()) is None
