@@ -129,7 +129,8 @@ def test_srcnn_is_trained_by_adam_at_each_budget(budget):
     optimiser, schedule = optimised(cfg)
     assert isinstance(optimiser, torch.optim.Adam)
     assert isinstance(schedule, torch.optim.lr_scheduler.CosineAnnealingLR)
-    assert (optimiser.param_groups[0]["lr"], schedule.T_max, cfg.optim.lr) == (1e-4, 10, 1e-4)
+    assert (optimiser.param_groups[0]["lr"], schedule.T_max, cfg.optim.lr) == (1e-3, 10, 1e-3)
+    assert isinstance(instantiate(cfg.clip), clip.Unclipped)
 
 
 def test_the_full_budget_takes_muon_unless_told_otherwise():
