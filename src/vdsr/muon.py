@@ -1,4 +1,4 @@
-"""Muon: momentum whose steps are orthogonal matrices (Jordan et al. 2024, arXiv 2502.16982)."""
+"""Muon: momentum whose steps are orthogonal matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# Newton–Schulz: a, b, c of five rounds that bring singular values near 1
+# Newton–Schulz: a, b, c of five rounds that bring singular values near 1 (Cesista, Jiacheng & Jordan 2025)
 ROUNDS = [(4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037)]
 ROUNDS += [(2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012)]
 
@@ -25,7 +25,8 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = closure() if closure else None
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             others = []

@@ -76,3 +76,17 @@ def test_its_state_comes_back_from_a_checkpoint(tmp_path):
         gradients(each)
         stepped.step()
     assert all(map(torch.equal, net.parameters(), again.parameters()))
+
+
+def test_a_closure_may_compute_gradients():
+    net = VDSR(3, 4)
+    optimiser = Muon(net.parameters(), lr=0.01)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = net(torch.ones(1, 1, 5, 5)).square().sum()
+        loss.backward()
+        return loss
+
+    first = optimiser.step(closure)
+    assert optimiser.step(closure) < first
