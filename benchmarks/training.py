@@ -1,6 +1,7 @@
 """The training step: plain eager, bare bf16, and inside Trainer.fit with data and logging."""
 
 import functools
+import itertools
 import logging
 import os
 import statistics
@@ -147,14 +148,14 @@ def steps_beside_each_other(depth: int, size: int, data: SuperResolutionData, ro
 
 def loading(data: SuperResolutionData, rounds: int) -> dict[str, float]:
     """Seconds per batch: the plan and the windows alone, and with their degradation."""
-    steps = iter(range(10**9))
     together = max(1, CROPS_AT_ONCE // data.batch_size)  # what `Batches` makes in one go
     batches = iter(Batches(data.plan, data.store, PATCH, 0, range(data.batch_size)))
 
+    firsts = itertools.count(0, together)
+
     def windows() -> None:
-        for _ in range(together):
-            for crops in data.plan.step(next(steps)):
-                data.store.windows(crops, PATCH)
+        for crops in data.plan.step(next(firsts), count=together):
+            data.store.windows(crops, PATCH)
 
     def pairs() -> None:
         for _ in range(together):

@@ -148,18 +148,11 @@ class Batches(IterableDataset[Pair]):
     def __iter__(self) -> Iterator[Pair]:
         together = max(1, CROPS_AT_ONCE // len(self.samples))
         for first in itertools.count(self.start, together):
-            steps = [self.plan.step(first + i, self.samples) for i in range(together)]
-            made = [
-                pair(self.store.windows(_joined(crops), self.patch), self.patch) for crops in zip(*steps, strict=True)
-            ]
+            crops = self.plan.step(first, self.samples, together)
+            made = [pair(self.store.windows(each, self.patch), self.patch) for each in crops]
             parts = [[plane.tensor_split(together) for plane in both] for both in made]
             for i in range(together):
                 yield Pair(*(torch.cat([scale[plane][i] for scale in parts]) for plane in (0, 1)))
-
-
-def _joined(crops: Sequence[Crops]) -> Crops:
-    """The crops of several steps at one scale, one after the other."""
-    return Crops(crops[0].scale, *(np.concatenate(column) for column in list(zip(*crops, strict=True))[1:]))
 
 
 def _cut(image: NDArray[np.uint8], crops: Crops, patch: int) -> Windows:

@@ -66,18 +66,22 @@ class Plan:
         """Patches in one epoch, over all scales."""
         return sum(map(len, self.tables))
 
-    def step(self, step: int, samples: range | None = None) -> list[Crops]:
-        """The crops of a step, one entry a scale; `samples` picks some of its batch (a rank's share)."""
+    def step(self, step: int, samples: range | None = None, count: int = 1) -> list[Crops]:
+        """The crops of `count` steps from `step` on, one after the other, one entry a scale.
+
+        samples: picks some of a step's batch (a rank's share).
+        """
         samples = range(self.batch_size) if samples is None else samples
-        bits = _random(self.seed, TURN, step, self.batch_size)
+        steps = np.arange(step, step + count)[:, None]
+        bits = np.stack([_random(self.seed, TURN, step + i, self.batch_size) for i in range(count)])
         crops = []
         for j, (scale, table, share) in enumerate(zip(self.scales, self.tables, self.shares, strict=True)):
             mine = np.array([i for i in samples if i % len(self.scales) == j], dtype=np.int64)
             if not len(mine):
                 continue
-            position = step * share + mine // len(self.scales)
+            position = (steps * share + mine // len(self.scales)).ravel()
             image, top, left = table[self._shuffled(j, position)].T
-            turns = (bits[mine] & 7).astype(np.int64) if self.turn else np.zeros(len(mine), np.int64)
+            turns = (bits[:, mine] & 7).astype(np.int64).ravel() if self.turn else np.zeros_like(position)
             crops.append(Crops(scale, image, top, left, turns))
         return crops
 

@@ -71,6 +71,17 @@ def test_a_step_is_the_same_whenever_it_is_asked():
     assert before != rows(made.step(8))
 
 
+@pytest.mark.parametrize("samples", [None, range(3, 9)])
+def test_several_steps_at_once_are_those_steps(samples):
+    made = plan()
+    one_by_one = [made.step(step, samples) for step in range(5, 400)]  # over several epochs
+    together = made.step(5, samples, 395)
+    for j, crops in enumerate(together):
+        assert crops.scale == one_by_one[0][j].scale
+        for k in range(1, len(crops)):
+            assert np.array_equal(crops[k], np.concatenate([each[j][k] for each in one_by_one]))
+
+
 def test_another_process_has_the_same_plan():
     code = f"""
 import hashlib, json
