@@ -36,7 +36,7 @@ from vdsr.stream import Settings, Stream, StreamPlan, guard
 
 log = logging.getLogger(__name__)
 
-CROPS_AT_ONCE = 128  # cut and degraded in one go
+CROPS_AT_ONCE = 256  # cut and degraded in one go
 
 
 class Pair(NamedTuple):
@@ -115,12 +115,13 @@ class LumaStore:
 def pair(windows: Windows, patch: int) -> Pair:
     """Degrade the windows and take the patches out of them: (n, 1, P, P) ILR and HR, turned."""
     margin = window_margin(windows.scale)
-    hr = windows.pixels[..., margin:-margin, margin:-margin].float() / 255
-    ilr = degrade_windows(windows.pixels.float() / 255, windows.scale)
-    both, side = torch.stack([ilr, hr]).flatten(2), hr.shape[-1]
+    hr = windows.pixels[..., margin:-margin, margin:-margin]
+    ilr = degrade_windows(windows.pixels.float(), windows.scale)
+    side = hr.shape[-1]
     corner = (windows.top - margin) * side + windows.left - margin
     index = _turned(patch, side, hr.device)[windows.turns] + corner[:, None]
-    return Pair(*both.gather(2, index.expand(2, -1, -1)).view(2, -1, 1, patch, patch))
+    patches = [plane.flatten(1).gather(1, index).view(-1, 1, patch, patch) for plane in (ilr, hr)]
+    return Pair(*(plane / 255 for plane in patches))
 
 
 @functools.lru_cache(maxsize=16)
