@@ -393,6 +393,13 @@ def test_a_claim_without_figures_is_not_said_to_hold():
 # --- the document ---
 
 
+def test_kernels_other_than_pytorchs_are_told(laid, tmp_path):
+    runs = [make(config__model__depth=depth, kernels=kernels) for depth, kernels in ((5, "AMX"), (20, "PyTorch"))]
+    report.write(laid(*runs), tmp_path / "RESULTS.md", tmp_path / "pictures")
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert text.count("| bf16-mixed, AMX kernels |") == text.count("| bf16-mixed |") == 1
+
+
 def test_the_document_and_its_pictures(laid, tmp_path):
     folder = laid(*(make(config__model__depth=depth) for depth in (5, 20)))
     out, pictures = tmp_path / "RESULTS.md", tmp_path / "docs" / "results"
