@@ -133,17 +133,20 @@ def test_srcnn_is_trained_by_adam_at_each_budget(budget):
     assert isinstance(instantiate(cfg.clip), clip.Unclipped)
 
 
-def test_the_full_budget_takes_muon_unless_told_otherwise():
-    for overrides in (["budget=full"], ["+experiment=paper", "budget=full"]):
-        optimiser, _ = optimised(composed(*overrides))
-        assert isinstance(optimiser, Muon)
-        assert [group["lr"] for group in optimiser.param_groups] == [0.005]
-    assert "factor" in composed("budget=full", "optim=sgd").optim.schedule
+@pytest.mark.parametrize("budget", ["full", "twentieth"])
+def test_budgets_of_small_steps_take_a_cosine_unless_told_otherwise(budget):
+    for overrides in ([], ["+experiment=paper"]):
+        optimiser, schedule = optimised(composed(*overrides, f"budget={budget}", "trainer.max_steps=10"))
+        assert isinstance(optimiser, torch.optim.SGD)
+        assert isinstance(schedule, torch.optim.lr_scheduler.CosineAnnealingLR)
+        assert "factor" in composed(*overrides, f"budget={budget}", "optim=sgd").optim.schedule
 
 
-def test_a_twentieth_takes_a_cosine():
-    assert isinstance(optimised(composed("budget=twentieth"))[0], torch.optim.SGD)
-    assert "T_max" in composed("budget=twentieth").optim.schedule
+def test_muon():
+    optimiser, schedule = optimised(composed("optim=muon", "budget=full", "trainer.max_steps=10"))
+    assert isinstance(optimiser, Muon)
+    assert [group["lr"] for group in optimiser.param_groups] == [0.005]
+    assert schedule.T_max == 10
 
 
 @pytest.mark.parametrize("option", ["default"])
