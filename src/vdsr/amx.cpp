@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -24,9 +25,9 @@ constexpr int TILE = 16;           // rows of a tile; a row has 16 floats or 32 
 constexpr int BLOCK = 2 * TILE;    // pixels, and channels, worked on together: 2×2 tiles of sums
 constexpr int LEAF = TILE * BLOCK; // bf16 of a tile
 constexpr int HALF = TAPS * 2 * 2 * LEAF;  // packed weights for 32 outputs: taps × halves of the inputs × 2 tiles
-constexpr int ROW = TAPS * C;       // floats from an output's weights to the next's
 constexpr int SPAN = 8 * BLOCK;    // pixels whose features stay in the first-level cache for all nine taps
-constexpr int OUTER = TAPS * C, HIDDEN = C * TAPS * C;  // weights of a layer
+constexpr int OUTER = TAPS * C;    // weights of an outer layer, and of one output of a hidden one
+constexpr int HIDDEN = C * OUTER;  // weights of a hidden layer
 
 struct Shape {
   int height, width, pitch, pixels, margin, stride;
@@ -288,10 +289,10 @@ void correlate(const bf16* rows, const bf16* even, const bf16* odd, float* grad,
           float* g = grad + (i * TILE * TAPS + tap) * C + j * TILE;
           const int first = s.margin + s.shift(tap);
           const bf16* b = (first % 2 ? odd : even) + (size_t(j) * s.stride + (first & ~1)) * TILE;
-          _tile_loadd(0, g, ROW * 4);
-          _tile_loadd(1, g + TILE, ROW * 4);
-          _tile_loadd(2, g + TILE * ROW, ROW * 4);
-          _tile_loadd(3, g + TILE * ROW + TILE, ROW * 4);
+          _tile_loadd(0, g, OUTER * 4);
+          _tile_loadd(1, g + TILE, OUTER * 4);
+          _tile_loadd(2, g + TILE * OUTER, OUTER * 4);
+          _tile_loadd(3, g + TILE * OUTER + TILE, OUTER * 4);
           for (int p = p0; p < std::min(p0 + SPAN, s.pixels); p += BLOCK) {
             const bf16* a = rows + size_t(i) * TILE * s.pixels + p;
             _tile_loadd(6, b + size_t(p) * TILE, 64);
@@ -300,10 +301,10 @@ void correlate(const bf16* rows, const bf16* even, const bf16* odd, float* grad,
             _tile_loadd(5, a + size_t(TILE) * s.pixels, s.pixels * 2);
             products();
           }
-          _tile_stored(0, g, ROW * 4);
-          _tile_stored(1, g + TILE, ROW * 4);
-          _tile_stored(2, g + TILE * ROW, ROW * 4);
-          _tile_stored(3, g + TILE * ROW + TILE, ROW * 4);
+          _tile_stored(0, g, OUTER * 4);
+          _tile_stored(1, g + TILE, OUTER * 4);
+          _tile_stored(2, g + TILE * OUTER, OUTER * 4);
+          _tile_stored(3, g + TILE * OUTER + TILE, OUTER * 4);
         }
 }
 
@@ -440,7 +441,7 @@ void vdsr_pack(const float* parameters, int layers, bf16* array) {
   pack_spread(parameters, TAPS, 1, false, packed.first());
   pack_spread(net.last(parameters), 1, C, true, packed.last_backward());
   pack_gather(net.last(parameters), packed.last());
-  alignas(64) static thread_local bf16 rounded[HIDDEN];
+  alignas(64) bf16 rounded[HIDDEN];
   for (int l = 0; l < layers; l++) {
     const float* w = net.hidden(parameters, l);
     for (int i = 0; i < HIDDEN; i += BLOCK)
@@ -451,9 +452,9 @@ void vdsr_pack(const float* parameters, int layers, bf16* array) {
 }
 
 // ilr, hr: n patches of floats, dealt out to so many threads. squares: for each thread the sum of its patches' squared
-// errors, −1 without memory; grads: zeroed, for each thread an array laid out as parameters is, of the gradients of half
-// that sum times `weight`. The threads are OpenMP's, as PyTorch's are: others would find the cores taken by those, who
-// wait for their next work without sleeping.
+// errors, −1 without memory; grads: for each thread an array laid out as parameters is, of the gradients of half that sum
+// times `weight`. Both come zeroed. The threads are OpenMP's, as PyTorch's are: others would find the cores taken by
+// those, who wait for their next work without sleeping.
 void vdsr_step(const float* ilr, const float* hr, int n, int height, int width, int layers, int residual, float weight,
                bf16* packed, const float* parameters, int threads, float* grads, double* squares) {
   const Shape s(height, width);

@@ -1,4 +1,4 @@
-"""VDSR's training step by kernels of our own, on CPUs with matrix tiles (AMX): 2.7 times as fast as PyTorch's.
+"""VDSR's training step by kernels of our own, on CPUs with matrix tiles (AMX); why and how fast: DECISIONS 25.
 
 The kernels are in amx.cpp, compiled on first use and kept in the user's cache.
 """
@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vdsr.errors import InputError
 from vdsr.files import whole
@@ -35,9 +37,10 @@ class HalfSquaredError:
     """(ILR, HR) → ½‖HR − output‖², summed over pixels and averaged over patches, with its gradients.
 
     net: a VDSR of 64 filters and at least 3 layers; its parameters are read at each call.
-    Called with (B, 1, P, P) float32 luma in [0, 1]; features, weights and the features' gradients are bf16, as under
-    autocast, sums float32. The patches are dealt out to PyTorch's number of threads. Raises InputError where the
-    kernels cannot be had: see `missing`.
+    Called with (B, 1, H, W) float32 luma in [0, 1]; features, weights and the features' gradients are bf16, as under
+    autocast, sums float32. The patches are dealt out to PyTorch's number of threads, each of which keeps room for one
+    patch's features. One call at a time, and none in a process forked after one. Raises InputError where the kernels
+    cannot be had (see `missing`), ValueError for planes of other shapes or types.
     """
 
     def __init__(self, net: VDSR) -> None:
@@ -47,14 +50,18 @@ class HalfSquaredError:
         self.kernels = _library()
         self.packed = torch.zeros(self.kernels.vdsr_packed(net.depth - 2), dtype=torch.bfloat16)
 
-    def __call__(self, ilr_B1PP: Tensor, hr_B1PP: Tensor) -> Tensor:
-        loss: Tensor = _Step.apply(self, ilr_B1PP, hr_B1PP, *self.net.parameters())  # type: ignore[no-untyped-call]
+    def __call__(self, ilr_B1HW: Tensor, hr_B1HW: Tensor) -> Tensor:
+        loss: Tensor = _Step.apply(self, ilr_B1HW, hr_B1HW, *self.net.parameters())  # type: ignore[no-untyped-call]
         return loss
 
-    def run(self, ilr_B1PP: Tensor, hr_B1PP: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def run(self, ilr_B1HW: Tensor, hr_B1HW: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss, a scalar, and its gradients in the order and shapes of the parameters."""
-        ilr_B1PP, hr_B1PP = ilr_B1PP.contiguous(), hr_B1PP.contiguous()
-        batch, _, height, width = ilr_B1PP.shape
+        planes = (ilr_B1HW.contiguous(), hr_B1HW.contiguous())
+        batch, channels, height, width = ilr_B1HW.shape
+        if hr_B1HW.shape != ilr_B1HW.shape or channels != 1 or not batch:
+            raise ValueError(f"ILR {tuple(ilr_B1HW.shape)} and HR {tuple(hr_B1HW.shape)} are not both (B, 1, H, W)")
+        if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in (*planes, *parameters)):
+            raise ValueError("the kernels are for float32 tensors on the CPU")
         layers = self.net.depth - 2
         flat = torch.cat([_taps_before_inputs(p).reshape(-1) for p in parameters])
         self.kernels.vdsr_pack(flat.data_ptr(), layers, self.packed.data_ptr())
@@ -62,7 +69,7 @@ class HalfSquaredError:
         threads = min(batch, torch.get_num_threads())
         grads, squares = flat.new_zeros(threads, len(flat)), torch.zeros(threads, dtype=torch.float64)
         self.kernels.vdsr_step(
-            *(planes.data_ptr() for planes in (ilr_B1PP, hr_B1PP)),
+            *(plane.data_ptr() for plane in planes),
             *(batch, height, width, layers, self.net.residual, 1 / batch),
             *(self.packed.data_ptr(), flat.data_ptr(), threads, grads.data_ptr(), squares.data_ptr()),
         )
@@ -84,9 +91,9 @@ class _Step(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        grads, ctx.grads = ctx.grads, None
-        return None, None, None, *torch._foreach_mul(grads, float(grad_outputs[0]))
+        return None, None, None, *torch._foreach_mul(ctx.grads, float(grad_outputs[0]))
 
 
 def _taps_before_inputs(p: Tensor) -> Tensor:
@@ -125,24 +132,24 @@ def _uncompiled() -> str | None:
     """Why they could not be compiled or started."""
     try:
         return "the system does not grant AMX's tiles" if _library().vdsr_permit() else None
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, InputError, subprocess.SubprocessError) as error:
         return " ".join(str(getattr(error, "stderr", None) or error).split())[:200]
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The compiled kernels. Raises OSError or CalledProcessError when they cannot be compiled or loaded."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    """The compiled kernels. Raises OSError, InputError or CalledProcessError where they cannot be had."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(shutil.which, ("c++", "g++", "clang++"))][:1]
     if not compiler:
         raise FileNotFoundError("there is no C++ compiler: install g++, or set CXX")
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *FLAGS]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vdsr"
+    command = [*compiler, *FLAGS, str(SOURCE)]
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(command[:-1]).encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory() as elsewhere:
         try:
-            path = _compiled(compiler, folder / f"amx-{digest}.so")
-        except (OSError, InputError):  # a home that cannot be written
-            path = _compiled(compiler, Path(elsewhere) / "amx.so")
-        library = ctypes.CDLL(str(path))
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vdsr"
+            library = _loaded(command, folder / f"amx-{digest}.so")
+        except (OSError, RuntimeError, InputError):  # no home, or none that can be written or code loaded from
+            library = _loaded(command, Path(elsewhere) / "amx.so")
     pointer, whole_number = ctypes.c_void_p, ctypes.c_int
     library.vdsr_packed.argtypes, library.vdsr_packed.restype = [whole_number], ctypes.c_int64
     library.vdsr_pack.argtypes, library.vdsr_pack.restype = [pointer, whole_number, pointer], None
@@ -152,9 +159,9 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _compiled(compiler: str, path: Path) -> Path:
+def _loaded(command: Sequence[str], path: Path) -> ctypes.CDLL:
+    """The library at `path`, made by `command` if it is not there."""
     if not path.exists():
         with whole(path) as temporary:
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(temporary)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-    return path
+            subprocess.run([*command, "-o", str(temporary)], check=True, capture_output=True, text=True)
+    return ctypes.CDLL(str(path))

@@ -53,8 +53,11 @@ warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # a login 
 
 WEIGHTS = "weights.safetensors"
 # what may differ between two runs of the same experiment: where things are, as the sets' checksums say what they
-# are, and on how many ranks it runs
-INCIDENTAL = ("paths", "logger", "data.train", "data.val", "data.test", "trainer.num_nodes", "trainer.devices")
+# are, on how many ranks it runs, and by whose kernels
+INCIDENTAL = (
+    *("paths", "logger", "data.train", "data.val", "data.test"),
+    *("trainer.num_nodes", "trainer.devices", "trainer.amx"),
+)
 
 
 def run(cfg: DictConfig) -> float:
@@ -101,7 +104,7 @@ def run(cfg: DictConfig) -> float:
         batch_size=data.batch_size,
         log_every=cfg.trainer.log_every_n_steps,
         chunk=hardware.chunk(cfg.trainer.chunk),
-        compile=torch.cuda.is_available() if cfg.trainer.compile == "auto" else cfg.trainer.compile,
+        compile=not fused and (torch.cuda.is_available() if cfg.trainer.compile == "auto" else cfg.trainer.compile),
         fused=fused,
     )
     claim = Claim(run_dir)
@@ -232,12 +235,20 @@ def _train(
 
 def _fused(trainer: DictConfig, network: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The kernels for CPUs with AMX where they are wanted and can be had; PyTorch's, with one line, where not."""
-    on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if not trainer.amx or not on_cpu or hardware.precision(trainer.precision) != "bf16-mixed":
+    if not trainer.amx:
         return None
-    if not (reason := amx.missing(network)):
+    if hardware.precision(trainer.precision) != "bf16-mixed":
+        unwanted: str | None = "they are for trainer.precision=bf16-mixed"
+    elif trainer.accelerator != "cpu" and torch.cuda.is_available():
+        unwanted = "they are for trainer.accelerator=cpu"
+    elif trainer.compile is True:
+        unwanted = "they are for trainer.compile=false"
+    else:
+        unwanted = amx.unfit(network) or amx.unsupported()
+    reason = unwanted or amx.missing(network)
+    if not reason:
         return amx.HalfSquaredError(cast(net.VDSR, network))
-    if trainer.amx is True or not (amx.unfit(network) or amx.unsupported()):
+    if rank() == 0 and (trainer.amx is True or not unwanted):
         log.warning("training with PyTorch's kernels, not those for AMX: %s", reason)
     return None
 
@@ -312,7 +323,8 @@ def _facts(record: records.Record, step: int) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".cpp")):
         digest.update(path.read_bytes())
-    facts = _essential(record["config"]) | records.flatten({"data": record["data"], "version": record["versions"]})
+    told = {"data": record["data"], "version": record["versions"], **{k: record[k] for k in ("precision", "kernels")}}
+    facts = _essential(record["config"]) | records.flatten(told)
     return facts | {"the code (SHA-256 of src/vdsr)": digest.hexdigest()[:12], "the step to continue from": step}
 
 

@@ -73,7 +73,8 @@ class Plan:
         """
         samples = range(self.batch_size) if samples is None else samples
         steps = np.arange(step, step + count)[:, None]
-        bits = np.stack([_random(self.seed, TURN, step + i, self.batch_size) for i in range(count)])
+        drawn = range(step, step + count) if self.turn else ()
+        bits = np.array([_random(self.seed, TURN, each, self.batch_size) for each in drawn])
         crops = []
         for j, (scale, table, share) in enumerate(zip(self.scales, self.tables, self.shares, strict=True)):
             mine = np.array([i for i in samples if i % len(self.scales) == j], dtype=np.int64)

@@ -136,17 +136,17 @@ def degrade_windows(windows: Tensor, scale: float) -> Tensor:
 
     A patch of the result equals that patch of the whole degraded image to 1e-13 (float64).
     """
-    matrix = _degradation(windows.shape[-1], ratio(scale), window_margin(scale)).to(windows)
+    matrix = _degradation(windows.shape[-1], ratio(scale), window_margin(scale), windows.dtype, windows.device)
     return matrix @ windows @ matrix.mT
 
 
 @functools.lru_cache(maxsize=16)
-def _degradation(size: int, fraction: Fraction, margin: int) -> Tensor:
-    """Down- and upscaling of a row of `size` pixels, as a float64 matrix: faster than resizing twice."""
+def _degradation(size: int, fraction: Fraction, margin: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Down- and upscaling of a row of `size` pixels, as a matrix made in float64: faster than resizing twice."""
     rows = torch.eye(size, dtype=torch.float64)[None, None]
     for target in (int(size / fraction), size):
         rows = F.interpolate(rows, size=[target, size], mode="bicubic", antialias=True, align_corners=False)
-    return rows[0, 0, margin:-margin]
+    return rows[0, 0, margin:-margin].to(device, dtype)
 
 
 def _pad(factor: Fraction) -> int:

@@ -195,13 +195,20 @@ def test_a_run_by_the_kernels_goes_on_exactly(root, train, optimiser):
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_kernels_that_are_asked_for_and_missed_are_named(root, train):
-    assert train("trainer.amx=true", "trainer.precision=bf16-mixed").status == 0
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["trainer.precision=bf16-mixed"], "they are for VDSR with 64 filters and at least 3 layers"),
+        (["trainer.precision=32-true"], "they are for trainer.precision=bf16-mixed"),
+        (["trainer.precision=bf16-mixed", "trainer.compile=true"], "they are for trainer.compile=false"),
+    ],
+)
+def test_kernels_that_are_asked_for_and_missed_are_named(root, train, monkeypatch, overrides, reason):
+    monkeypatch.setattr("vdsr.hardware.compiled", lambda net: net.forward)
+    assert train("trainer.amx=true", *overrides).status == 0
     folder = run_folder(root)
     assert read(folder)["kernels"] == "PyTorch"
-    expected = (
-        "training with PyTorch's kernels, not those for AMX: they are for VDSR with 64 filters and at least 3 layers"
-    )
+    expected = f"training with PyTorch's kernels, not those for AMX: {reason}"
     assert log_of(folder).count(expected) == 1
 
 

@@ -57,6 +57,9 @@ def error(found, exact):
         (5, 5, 16, 9, True),
         (5, 3, 9, 32, False),
         (5, 2, 31, 30, True),  # rows of an even and an odd number of pixels
+        (3, 1, 1, 100, True),
+        (3, 2, 50, 1, False),
+        (3, 2, 5, 62, True),  # the margins' tightest fit
         (20, 16, 41, 41, True),
         (20, 3, 48, 65, True),
     ],
@@ -76,7 +79,8 @@ def test_as_exact_as_autocast(depth, batch, height, width, residual):
 def test_nothing_is_left_over_from_an_earlier_call():
     net = network(4)
     alone = by_kernels(net, *patches(2, 20, 20))
-    for other in (patches(2, 20, 21), patches(3, 21, 20), patches(1, 40, 33)):
+    bad = [torch.full_like(plane, torch.nan) for plane in patches(2, 20, 20)]
+    for other in (bad, patches(2, 20, 21), patches(3, 21, 20), patches(1, 40, 33)):
         by_kernels(net, *other)
     again = by_kernels(net, *patches(2, 20, 20))
     assert torch.equal(alone[0], again[0])
@@ -116,6 +120,31 @@ def test_what_is_not_a_number_is_not_hidden():
     loss, grads = by_kernels(net, ilr, hr)
     assert loss.isnan()
     assert all(grad.isnan().any() for grad in grads)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("ilr", "hr"),
+    [
+        (torch.zeros(2, 1, 9, 9), torch.zeros(1, 1, 9, 9)),
+        (torch.zeros(2, 1, 9, 9), torch.zeros(2, 1, 9, 8)),
+        (torch.zeros(2, 3, 9, 9), torch.zeros(2, 3, 9, 9)),
+        (torch.zeros(0, 1, 9, 9), torch.zeros(0, 1, 9, 9)),
+        (torch.zeros(2, 1, 9, 9).double(), torch.zeros(2, 1, 9, 9)),
+        (torch.zeros(2, 1, 9, 9), torch.zeros(2, 1, 9, 9).bfloat16()),
+    ],
+)
+def test_planes_of_other_shapes_or_types_are_refused(ilr, hr):
+    with pytest.raises(ValueError, match=r"are not both \(B, 1, H, W\)|float32 tensors on the CPU"):
+        amx.HalfSquaredError(network(3))(ilr, hr)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_gradients_may_be_asked_for_twice():
+    net, pair = network(3), patches(2, 9, 9)
+    loss = amx.HalfSquaredError(net)(*pair)
+    first, second = (torch.autograd.grad(loss, list(net.parameters()), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
 
 
 @pytest.mark.parametrize("net", [SRCNN(), VDSR(5, 32), VDSR(2)])
@@ -172,8 +201,26 @@ def test_they_are_compiled_once_and_without_a_home_for_this_process(monkeypatch,
     assert amx.missing(VDSR()) is None
     assert kept.stat().st_mtime_ns == compiled
 
+    kept.unlink()  # loaded above: must not change
+    kept.write_bytes(b"")  # cut short: made anew for this process
+    amx._library.cache_clear()
+    amx._uncompiled.cache_clear()
+    assert amx.missing(VDSR()) is None
+
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     amx._library.cache_clear()
     amx._uncompiled.cache_clear()
+    assert amx.missing(VDSR()) is None
+
+
+@pytest.mark.usefixtures("kernels", "_fresh")
+def test_a_compiler_may_have_arguments_and_a_user_no_home(monkeypatch):
+    monkeypatch.setenv("CXX", "c++ -pipe")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(amx.Path, "home", homeless)
     assert amx.missing(VDSR()) is None

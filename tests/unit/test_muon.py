@@ -15,6 +15,16 @@ def test_singular_values_are_brought_near_one():
     assert 0.7 < values.min() < values.max() < 1.3
 
 
+def test_small_singular_values_are_raised_but_not_to_one():
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(64, 576), full_matrices=False)
+    values = torch.logspace(0, -5, 64)
+    found = torch.linalg.svdvals(orthogonal((left * values @ right)[None])[0])
+    large = values > values.norm() / 500
+    assert 0.7 < found[: large.sum()].min() < found.max() < 1.3
+    assert found.min() < 0.3
+
+
 def test_singular_vectors_are_kept():
     torch.manual_seed(0)
     matrix = torch.randn(1, 8, 72, dtype=torch.float64)

@@ -119,7 +119,7 @@ def precision(runs: Sequence[Run]) -> Section:
         for group in points:
             rates = [run.patches_per_second for run in group.runs if run.patches_per_second]
             rate = f"{sum(rates) / len(rates):,.0f}" if rates else NOTHING
-            rows.append([group.first.precision, *figures(group, tested), rate, budget(group.first), group.outcome])
+            rows.append([group.first.arithmetic, *figures(group, tested), rate, budget(group.first), group.outcome])
         header = ["precision", *map(shown, tested), "patches/s", "trained with", "outcome"]
         parts.append(Part(title, [Table(header, rows)], [_precision_verdict(points, tested)]))
     return Section("Precision", question, parts, runs)

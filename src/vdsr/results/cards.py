@@ -67,7 +67,7 @@ def _card(path: Path, runs: Sequence[Run]) -> str:
             f"{run.network}, D = {network['depth']}, {network['width']} filters, {network['parameters']:,} weights",
         ],
         ["data", f"{run.data} at {scale_set(run.scales)}, flips and rotations; index {run.checksum}"],
-        ["trained with", f"{trained_with(run)}, {record['precision']}, seed {run.seed}"],
+        ["trained with", f"{trained_with(run)}, {run.arithmetic}, seed {run.seed}"],
         ["optimiser", "\n".join(_call(run[key]) for key in ("optim.optimiser", "optim.schedule", "clip"))],
         ["cost", f"{hours:.1f} hours on {run.hardware}"],
         ["versions", versions],
