@@ -86,12 +86,13 @@ def keep_samples(path):
     """Write down every sample of every step that the plan is asked for."""
     step = plan.Plan.step
 
-    def kept(self, number, samples):
-        crops = step(self, number, samples)
+    def kept(self, first, samples, count):
         with path.open("a") as file:
-            rows = [[c.scale, *map(int, row)] for c in crops for row in zip(*c[1:], strict=True)]
-            file.write(json.dumps([number, samples.start, samples.stop, rows]) + "\n")
-        return crops
+            for number in range(first, first + count):
+                crops = step(self, number, samples)
+                rows = [[c.scale, *map(int, row)] for c in crops for row in zip(*c[1:], strict=True)]
+                file.write(json.dumps([number, samples.start, samples.stop, rows]) + "\n")
+        return step(self, first, samples, count)
 
     plan.Plan.step = kept
 
