@@ -5,7 +5,6 @@ The kernels are in amx.cpp, compiled on first use and kept in the user's cache.
 
 import ctypes
 import hashlib
-import logging
 import os
 import platform
 import shlex
@@ -24,8 +23,6 @@ from torch.autograd.function import once_differentiable
 from vdsr.errors import InputError
 from vdsr.files import whole
 from vdsr.net import VDSR
-
-log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
