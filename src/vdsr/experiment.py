@@ -55,8 +55,14 @@ WEIGHTS = "weights.safetensors"
 # what may differ between two runs of the same experiment: where things are, as the sets' checksums say what they
 # are, on how many ranks it runs, and by whose kernels
 INCIDENTAL = (
-    *("paths", "logger", "data.train", "data.val", "data.test"),
-    *("trainer.num_nodes", "trainer.devices", "trainer.amx"),
+    "paths",
+    "logger",
+    "data.train",
+    "data.val",
+    "data.test",
+    "trainer.num_nodes",
+    "trainer.devices",
+    "trainer.amx",
 )
 
 

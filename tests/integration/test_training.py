@@ -179,7 +179,7 @@ def test_a_run_by_the_kernels_goes_on_exactly(root, train, optimiser):
         step = amx.HalfSquaredError.run
 
         def fail(self, *arguments):
-            if len(list(parts.rglob("last.ckpt"))) and fail.left == 0:
+            if fail.left == 0:
                 raise KeyError("stopped here")
             fail.left -= 1
             return step(self, *arguments)
