@@ -34,7 +34,7 @@ while IFS= read -r run; do
     elif [[ $stuck == *" $id "* ]]; then
         say "left for later, for what comes before it is not sent: $run"
         failed=$((failed + 1))
-    elif wandb sync --yes "$run" </dev/null && [[ -e $log.synced ]]; then # its exit status is 0 whatever happens
+    elif python -m vdsr.upload "$run" && [[ -e $log.synced ]]; then
         sent=$((sent + 1))
     else
         say "not sent: $run"

@@ -21,6 +21,7 @@ SILENCE = 15  # seconds without a sign of progress after which a run that has en
 LONGEST, SHORTEST = 60, 10  # seconds that one waits at most: after the end, and when the process was asked to leave
 ABSENCES = 3  # times in a row that nothing answers at the server's address, half a second apart: it has gone
 STUB = 7  # bytes of a log that holds nothing
+GIVEN_UP = re.compile(r'"level":"ERROR".*"msg":"(runfiles|fileTransfer|filestream|sender: failed to log)')
 
 # What earlier parts have left, then the run as it is written; W&B's command gives up for good in a few cases. It
 # reads what nobody writes, to end with the training however that ends. The training's cores come first: by nice, and
@@ -29,9 +30,9 @@ SCRIPT = """
 run=$1; shift
 { echo 10 > /proc/self/autogroup; } 2> /dev/null
 {
-    for part; do nice "$PYTHON" -m wandb sync --yes "$part"; done
+    for part; do nice "$PYTHON" -m vdsr.upload "$part"; done
     until ls "$run"/*.synced > /dev/null 2>&1; do
-        nice "$PYTHON" -m wandb beta sync --live --yes "$run"
+        nice "$PYTHON" -m vdsr.upload --live "$run"
         sleep 300
     done
 } &
@@ -119,6 +120,13 @@ class Upload:
             log.warning("W&B: %s; going on offline, sync later", " ".join(why.split())[:200])
 
 
+def send(run: Path, live: bool) -> None:
+    """Send a run's folder with W&B's own command; live: and what is still being written there, to its end."""
+    command = [sys.executable, "-m", "wandb", *(["beta", "sync", "--live"] if live else ["sync"]), "--yes", str(run)]
+    subprocess.run(command, env=os.environ | {"WANDB_DIR": str(run)}, stdin=subprocess.DEVNULL, check=False)
+    _synced(run)
+
+
 def unsent(folder: Path) -> Iterator[Path]:
     """The runs below a folder `wandb` that the server does not have whole, oldest first."""
     for run in sorted(folder.glob("offline-run-*")):
@@ -127,4 +135,18 @@ def unsent(folder: Path) -> Iterator[Path]:
 
 
 def _synced(run: Path) -> bool:
-    return any(run.glob("run-*.wandb.synced"))
+    """Whether W&B's mark says that all has arrived; it is taken back if W&B's log says that something was given up.
+
+    W&B's client repeats what fails or stays away, but a page that comes with the status of success, as a hotel's or a
+    proxy's does, ends its attempts at a picture or an artifact.
+    """
+    marks, logs = list(run.glob("run-*.wandb.synced")), sorted(run.glob("wandb/logs/debug-sync*.log"))  # by their time
+    if marks and logs and GIVEN_UP.search(logs[-1].read_text(errors="replace")):
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+        return False
+    return bool(marks)
+
+
+if __name__ == "__main__":
+    send(Path(sys.argv[-1]), live="--live" in sys.argv)

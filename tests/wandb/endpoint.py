@@ -81,9 +81,10 @@ class RefusedError(Exception):
 class Endpoint:
     """The server, in threads of this process: `url`, `runs`, `artifacts`, `sweeps`, `views`, `stored`.
 
-    faults: share of the requests that each of FAULTS hits; `unreachable()` and `reachable()` take the whole server away
-    and bring it back. asked: how often each operation was asked for; unknown: operations that it does not know;
-    bugs: its own.
+    faults: share of the requests that each of FAULTS hits, save the operations `spared`; `unreachable()` and
+    `reachable()` take the whole server away and bring it back. A file is never answered with garbage: of an answer to
+    it W&B's client reads the status alone. asked: how often each operation was asked for; unknown: operations that it
+    does not know; bugs: its own.
     """
 
     def __init__(self) -> None:
@@ -94,6 +95,7 @@ class Endpoint:
         self.views: dict[str, dict[str, Any]] = {}
         self.stored: dict[str, bytes] = {}
         self.faults: dict[str, float] = {}
+        self.spared: set[str] = set()
         self.asked: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
         self.bugs: list[str] = []
@@ -121,13 +123,15 @@ class Endpoint:
             self._server.server_close()
             self._server = None
 
-    def fault(self) -> str | None:
+    def fault(self, operation: str) -> str | None:
         """What is to go wrong with this request."""
+        if operation in self.spared:
+            return None
         with self.lock:
             number = self.chance.random()
         for name, share in self.faults.items():
             if number < share:
-                return name
+                return "error" if (operation, name) == ("upload", "garbage") else name
             number -= share
         return None
 
@@ -379,7 +383,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, self.endpoint.stored[place]) if place in self.endpoint.stored else self.send(404, b"")
 
     def reply(self, answer: Any, operation: str, authorised: bool = False) -> None:
-        fault = self.endpoint.fault()
+        fault = self.endpoint.fault(operation)
         if fault == "error":
             return self.send(500, b'{"errors": [{"message": "on demand"}]}')
         if fault == "busy":

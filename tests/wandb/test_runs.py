@@ -34,7 +34,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 KILLED = (
     AFTER_A_STEP % "trainer.global_step == int(os.environ['KILL_AT']) and [time.sleep(1.5), os.kill(os.getpid(), 9)]"
 )
-SLOW = AFTER_A_STEP % "time.sleep(0.1)"
+HELD = AFTER_A_STEP % """
+    for step, event in ((60, "back"), (120, "gone")):
+        while trainer.global_step == step and not os.path.exists(event):
+            time.sleep(0.05)
+"""
 
 
 @pytest.fixture
@@ -199,6 +203,18 @@ def test_a_server_that_fails_in_every_way(endpoint, train, sync, record, tmp_pat
     assert_is_the_record(endpoint, only(endpoint.runs.values()), record(), tmp_path / "run")
 
 
+def test_a_proxy_that_answers_in_the_place_of_the_server(endpoint, train, sync, record, tmp_path):
+    endpoint.spared = {"UpsertBucket", "file_stream", "upload"}  # without these nothing would begin
+    endpoint.faults = {"garbage": 1.0}
+    done = train()
+    assert done.status == 0, done.out
+    assert "W&B (offline): wandb sync --yes run/wandb/offline-run-" in done.out
+    assert "0 sent, 1 not" in sync().out
+    endpoint.faults = {}
+    assert "1 sent, 0 not" in sync().out
+    assert_is_the_record(endpoint, only(endpoint.runs.values()), record(), tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_errors_then_an_outage_then_gone(endpoint, train, sync, record, tmp_path):
     over, done = threading.Event(), []
@@ -214,14 +230,16 @@ def test_errors_then_an_outage_then_gone(endpoint, train, sync, record, tmp_path
         endpoint.unreachable()
         over.wait(5)
         endpoint.reachable()
+        (tmp_path / "back").touch()
         rows(10)
         endpoint.unreachable()
+        (tmp_path / "gone").touch()
         done.append(not over.is_set())
 
     endpoint.faults = {"error": 0.3}
     failing = threading.Thread(target=fail)
     failing.start()
-    trained = train("trainer.max_steps=240", "trainer.checkpoint_every=60", program=("-c", SLOW))
+    trained = train("trainer.max_steps=140", "trainer.checkpoint_every=60", program=("-c", HELD))
     over.set()
     failing.join()
     assert trained.status == 0, trained.out
