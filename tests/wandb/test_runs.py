@@ -34,11 +34,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 KILLED = (
     AFTER_A_STEP % "trainer.global_step == int(os.environ['KILL_AT']) and [time.sleep(1.5), os.kill(os.getpid(), 9)]"
 )
-HELD = AFTER_A_STEP % """
+HELD = (
+    AFTER_A_STEP
+    % """
     for step, event in ((60, "back"), (120, "gone")):
         while trainer.global_step == step and not os.path.exists(event):
             time.sleep(0.05)
 """
+)
 
 
 @pytest.fixture
