@@ -21,7 +21,7 @@ sample: $(READY) ## Prepare the embedded images only
 	@$(BIN)/python data_prep/prepare.py dataset=sample
 
 test: check ## Run make check, then every test, with coverage
-	$(BIN)/python -m pytest --cov --ignore=$(README_TEST) --durations=5
+	$(BIN)/python -m pytest --cov --ignore=$(README_TEST) --durations=5 --numprocesses=2 --dist=loadgroup
 
 check: $(READY) ## Run ruff, mypy, the import contracts and the README's commands
 	$(BIN)/ruff check

@@ -15,6 +15,13 @@ from vdsr import amx, records, shards  # noqa: E402
 from vdsr.net import VDSR  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+    """A process runs whole files, whose tests share what they have made, and one all of Slurm: there is one cluster."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group("slurm" if folder.name == "slurm" else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def kernels():
     """The kernels for AMX; skips where the processor has none, and where they cannot be compiled, except on CI."""

@@ -60,13 +60,12 @@ def test_the_rank_that_ended_first_says_why(tmp_path, said, status):
 
 @pytest.fixture
 def stub(tmp_path):
-    """A `wandb` that notes what it is called with, and fails for runs named `…bad`; the environment that finds it.
-
-    Like the true one it says so and ends with 0.
+    """A `python -m vdsr.upload` that notes what it is called with, and fails for runs named `…bad`, ending with 0 like the
+    true one; the environment that finds it.
     """
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/activate").touch()
-    program = tmp_path / "venv/bin/wandb"
+    program = tmp_path / "venv/bin/python"
     log = f'echo "$@" >> {tmp_path}/calls'
     program.write_text(f'#!/bin/sh\n{log}\ncase $3 in *bad) ;; *) touch "$3/$(basename "$3"/*.wandb).synced";; esac\n')
     program.chmod(0o755)
@@ -97,7 +96,7 @@ def test_offline_runs_are_sent_once_and_in_order(stub, tmp_path):
     assert [line.rsplit("/", 1)[1] for line in sent] == [
         f"offline-run-20261101_{t}" for t in ("110000-x", "113000-y", "120000-x")
     ]
-    assert all(line.startswith("sync --yes ") for line in sent)
+    assert all(line.startswith("-m vdsr.upload ") for line in sent)
     assert "empty, left out: runs/a c/wandb/offline-run-20261101_100000-killed" in done.stdout
     assert "left for later: runs/a c/wandb/offline-run-20261101_100000-writing" in done.stdout
     assert done.stdout.endswith("vdsr: 3 sent, 0 not\n")
