@@ -60,8 +60,8 @@ def test_the_rank_that_ended_first_says_why(tmp_path, said, status):
 
 @pytest.fixture
 def stub(tmp_path):
-    """A `python -m vdsr.upload` that notes what it is called with, and fails for runs named `…bad`, ending with 0 like the
-    true one; the environment that finds it.
+    """A `python -m vdsr.upload` that notes what it is called with, and fails for runs named `…bad`, with status 0 as
+    the true one does; the environment that finds it.
     """
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/activate").touch()
