@@ -184,6 +184,7 @@ echo "$SLURM_ARRAY_TASK_ID $*" >> {tmp_path}/calls
 sleep 600 # the training: the agent's child
 echo ended with $? >> {tmp_path}/calls
 """)
+    program.chmod(0o755)
     keys = ",".join(f"{key}={stub[key]}" for key in ("VDSR_VENV", "PATH"))
     job = cluster.submit(
         tmp_path,
@@ -195,7 +196,11 @@ echo ended with $? >> {tmp_path}/calls
         "a/b/c",
     )
     calls = tmp_path / "calls"
-    cluster.until(lambda: calls.exists() and "2 agent" in calls.read_text(), job.log)
+    cluster.until(
+        lambda: calls.exists() and "2 agent" in calls.read_text(),
+        job.log,
+        over=lambda: any(task["JobState"] == "FAILED" for task in job.show()),
+    )
     cluster.run("scancel", "--batch", "--signal=USR1", f"{job.number}_2")
     job.completes()
     lines = sorted(calls.read_text().splitlines())
