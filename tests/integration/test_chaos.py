@@ -76,7 +76,8 @@ def kill_again_and_again(attempts, arguments, folder, kills, ranks, seed):
         rank = 0 if kind == "writing" else rng.randrange(ranks)  # only the first one writes
         kill = (signal.SIGKILL, moment, rng.randint(1, HIGHEST.get(moment, 1)), rank)
         done = attempts(*arguments, f"hydra.run.dir={folder}", ranks=ranks, interrupts=[kill])
-        assert set(done.statuses) == {-signal.SIGKILL}, f"{kill}: {done.statuses}\n{done.out[-3000:]}"
+        assert done.statuses[rank] == -signal.SIGKILL, f"{kill}: {done.statuses}\n{done.out[-3000:]}"
+        assert set(done.statuses) <= {-signal.SIGKILL, 1}, done.out[-3000:]  # or the loss of its peer ends it first
     done = attempts(*arguments, f"hydra.run.dir={folder}", ranks=ranks)
     assert set(done.statuses) == {0}, done.out[-3000:]
 
