@@ -49,6 +49,7 @@ MOMENTS = {
     "renaming a checkpoint": (os, "replace", replaces("last.ckpt")),
     "validating an image": (SuperResolution, "validation_step", None),
     "ending a validation": (Recorder, "on_validation_end", None),
+    "testing an image": (SuperResolution, "test_step", None),
     "closing the trackers": (tracking, "finish", None),
 }
 

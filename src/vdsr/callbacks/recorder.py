@@ -34,6 +34,13 @@ class Recorder(pl.Callback):
         self._seen = 0  # the last step, which several accumulated batches may belong to
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_over(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._training:  # no step was left to train, only the test
+            self._take_over(trainer)
+
+    def _take_over(self, trainer: pl.Trainer) -> None:
         self._training = True
         # only here is the step known that a checkpoint continues from
         if self.path.exists():
