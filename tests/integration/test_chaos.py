@@ -110,7 +110,8 @@ def test_so_is_one_of_two_ranks(attempts, frequent, tmp_path):
 
 def test_a_kill_in_the_final_test_loses_nothing_of_the_training(attempts, frequent, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    frequent = [*frequent, "logger=tensorboard", "trainer.max_steps=16", "trainer.validations=2", "data.test_scales=[3]"]
+    short = ["logger=tensorboard", "trainer.max_steps=16", "trainer.validations=2", "data.test_scales=[3]"]
+    frequent = [*frequent, *short]
     assert attempts(*frequent, f"hydra.run.dir={whole}").statuses == [0]
     kill = (signal.SIGKILL, "testing an image", 2, 0)
     assert attempts(*frequent, f"hydra.run.dir={cut}", interrupts=[kill]).statuses == [-signal.SIGKILL]
