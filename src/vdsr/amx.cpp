@@ -1,4 +1,5 @@
-// Loss and gradients of a VDSR with 64 filters in bf16, on the matrix tiles (AMX) of recent Xeons.
+// Loss and gradients of a VDSR with 64 filters in bf16, on the matrix tiles (AMX) of recent Xeons or, compiled without
+// -mamx-bf16, by the dot products (AVX512-BF16) of recent Ryzens and EPYCs.
 //
 // A patch goes forward and back by itself, so that its features stay in the core's caches. Features are pixels × 64
 // channels in bf16, a picture's rows one after the other, `pitch` pixels apart: beyond a row's end lie zeros, above the
@@ -31,13 +32,14 @@ constexpr int HIDDEN = C * OUTER;  // weights of a hidden layer
 
 struct Shape {
   int height, width, pitch, pixels, margin, stride;
+  int shifts[TAPS];  // from a pixel to what each tap sees
   Shape(int h, int w) : height(h), width(w) {
     pitch = (w + 2) & ~1;                                    // even, with at least one column of zeros
     pixels = (h * pitch + BLOCK - 1) / BLOCK * BLOCK;        // in whole blocks
     margin = (pitch + 1 + BLOCK - 1) / BLOCK * BLOCK;        // a row and a pixel on either side
     stride = pixels + 2 * margin;                            // from patch to patch
+    for (int tap = 0; tap < TAPS; tap++) shifts[tap] = (tap / 3 - 1) * pitch + tap % 3 - 1;
   }
-  int shift(int tap) const { return (tap / 3 - 1) * pitch + tap % 3 - 1; }
 };
 
 template <class T>
@@ -52,6 +54,13 @@ struct Array {  // zeroed, on a cache line
   operator T*() const { return data; }
 };
 
+// 32 or 16 rows of a left matrix against pairs of rows of a right one
+struct Term {
+  const bf16 *left, *right;
+};
+
+#ifdef __AMX_BF16__
+
 struct Tiles {  // eight of 16 × 64 bytes: 0–3 hold sums, 4–5 the left matrix, 6–7 the right one
   Tiles() {
     struct alignas(64) {
@@ -65,27 +74,123 @@ struct Tiles {  // eight of 16 × 64 bytes: 0–3 hold sums, 4–5 the left matr
   ~Tiles() { _tile_release(); }
 };
 
-inline void zero_sums() {
+// Add to 32 × 32 sums, or set them to, products of left matrices, rows `left` apart, and right ones, tiles `right` apart
+template <bool ADD, class At>
+inline void multiply(float* sums, size_t apart, int terms, size_t left, size_t right, const At& at) {
+  if (ADD) {
+    _tile_loadd(0, sums, 4 * apart);
+    _tile_loadd(1, sums + TILE, 4 * apart);
+    _tile_loadd(2, sums + TILE * apart, 4 * apart);
+    _tile_loadd(3, sums + TILE * apart + TILE, 4 * apart);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int t = 0; t < terms; t++) {
+    const Term term = at(t);
+    _tile_loadd(6, term.right, 64);
+    _tile_loadd(4, term.left, 2 * left);
+    _tile_loadd(7, term.right + right, 64);
+    _tile_loadd(5, term.left + TILE * left, 2 * left);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums, 4 * apart);
+  _tile_stored(1, sums + TILE, 4 * apart);
+  _tile_stored(2, sums + TILE * apart, 4 * apart);
+  _tile_stored(3, sums + TILE * apart + TILE, 4 * apart);
+}
+
+// 16 × 16 sums
+template <class At>
+inline void multiply_16(float* sums, int terms, size_t left, const At& at) {
+  _tile_zero(0);
+  for (int t = 0; t < terms; t++) {
+    const Term term = at(t);
+    _tile_loadd(4, term.left, 2 * left);
+    _tile_loadd(6, term.right, 64);
+    _tile_dpbf16ps(0, 4, 6);
+  }
+  _tile_stored(0, sums, 4 * TILE);
+}
+
+// 16 × 64 sums
+template <class At>
+inline void multiply_64(float* sums, int terms, size_t left, size_t right, const At& at) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
+  for (int t = 0; t < terms; t++) {
+    const Term term = at(t);
+    _tile_loadd(4, term.left, 2 * left);
+    _tile_loadd(6, term.right, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, term.right + right, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(6, term.right + 2 * right, 64);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(7, term.right + 3 * right, 64);
+    _tile_dpbf16ps(3, 4, 7);
+  }
+  _tile_stored(0, sums, 4 * C);
+  _tile_stored(1, sums + TILE, 4 * C);
+  _tile_stored(2, sums + 2 * TILE, 4 * C);
+  _tile_stored(3, sums + 3 * TILE, 4 * C);
 }
 
-inline void products() {
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
+#else
+
+struct Tiles {
+  Tiles() {}
+};
+
+// The sums of so many rows from `row` on and tiles of columns, kept in registers
+template <int ROWS, int TILES, bool ADD, class At>
+inline void strip(float* sums, size_t apart, int row, int terms, size_t left, size_t right, const At& at) {
+  __m512 sum[ROWS][TILES];
+  for (int i = 0; i < ROWS; i++)
+    for (int j = 0; j < TILES; j++)
+      sum[i][j] = ADD ? _mm512_loadu_ps(sums + (row + i) * apart + j * TILE) : _mm512_setzero_ps();
+  for (int t = 0; t < terms; t++) {
+    const Term term = at(t);
+    const bf16* rows = term.left + row * left;
+    for (int pair = 0; pair < TILE; pair++) {
+      __m512bh columns[TILES];
+      for (int j = 0; j < TILES; j++)
+        columns[j] = (__m512bh)_mm512_loadu_si512(term.right + j * right + pair * BLOCK);
+      for (int i = 0; i < ROWS; i++) {
+        int both;
+        std::memcpy(&both, rows + i * left + 2 * pair, 4);
+        const __m512bh x = (__m512bh)_mm512_set1_epi32(both);
+        for (int j = 0; j < TILES; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], x, columns[j]);
+      }
+    }
+  }
+  for (int i = 0; i < ROWS; i++)
+    for (int j = 0; j < TILES; j++) _mm512_storeu_ps(sums + (row + i) * apart + j * TILE, sum[i][j]);
 }
 
-// The four sums as 32 × 32 floats
-inline void store_sums(float* to) {
-  _tile_stored(0, to, 128);
-  _tile_stored(1, to + 16, 128);
-  _tile_stored(2, to + 16 * 32, 128);
-  _tile_stored(3, to + 16 * 32 + 16, 128);
+template <bool ADD, class At>
+inline void multiply(float* sums, size_t apart, int terms, size_t left, size_t right, const At& at) {
+  for (int row = 0; row < BLOCK; row += 8) strip<8, 2, ADD>(sums, apart, row, terms, left, right, at);
 }
+
+template <class At>
+inline void multiply_16(float* sums, int terms, size_t left, const At& at) {
+  strip<16, 1, false>(sums, TILE, 0, terms, left, 0, at);
+}
+
+template <class At>
+inline void multiply_64(float* sums, int terms, size_t left, size_t right, const At& at) {
+  for (int row = 0; row < TILE; row += 4) strip<4, 4, false>(sums, C, row, terms, left, right, at);
+}
+
+#endif
 
 inline bf16 round(float x) { return bf16(_mm_cvtsi128_si32((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)))); }
 
@@ -185,19 +290,9 @@ void convolve(const bf16* in, const bf16* packed, bf16* out, const Shape& s, con
   alignas(64) float sums[BLOCK * BLOCK];
   for (int half = 0; half < 2; half++)
     for (int p = 0; p < s.pixels; p += BLOCK) {
-      const bf16* b = packed + half * HALF;
-      zero_sums();
-      for (int tap = 0; tap < TAPS; tap++) {
-        const bf16* a = in + (p + s.shift(tap)) * C;
-        for (int k = 0; k < 2; k++, a += BLOCK, b += 2 * LEAF) {
-          _tile_loadd(6, b, 64);
-          _tile_loadd(4, a, 2 * C);
-          _tile_loadd(7, b + LEAF, 64);
-          _tile_loadd(5, a + TILE * C, 2 * C);
-          products();
-        }
-      }
-      store_sums(sums);
+      multiply<false>(sums, BLOCK, 2 * TAPS, C, LEAF, [&](int t) {
+        return Term{in + (p + s.shifts[t / 2]) * C + t % 2 * BLOCK, packed + half * HALF + t * 2 * LEAF};
+      });
       finish(sums, p, half, out, f);
     }
   clear(out, s);
@@ -210,15 +305,9 @@ void spread(const bf16* plane, const bf16* packed, bf16* out, const Shape& s, co
   alignas(64) bf16 rows[BLOCK * BLOCK] = {};
   for (int p = 0; p < s.pixels; p += BLOCK) {
     for (int i = 0; i < BLOCK; i++)
-      for (int y = 0; y < 3; y++) std::memcpy(rows + i * BLOCK + 3 * y, plane + p + i + s.shift(3 * y), 8);
-    _tile_loadd(4, rows, 64);
-    _tile_loadd(5, rows + LEAF, 64);
+      for (int y = 0; y < 3; y++) std::memcpy(rows + i * BLOCK + 3 * y, plane + p + i + s.shifts[3 * y], 8);
     for (int half = 0; half < 2; half++) {
-      zero_sums();
-      _tile_loadd(6, packed + half * 2 * LEAF, 64);
-      _tile_loadd(7, packed + (half * 2 + 1) * LEAF, 64);
-      products();
-      store_sums(sums);
+      multiply<false>(sums, BLOCK, 1, BLOCK, LEAF, [&](int) { return Term{rows, packed + half * 2 * LEAF}; });
       finish(sums, p, half, out, f);
     }
   }
@@ -236,20 +325,15 @@ void pack_spread(const float* w, size_t of_channel, size_t of_tap, bool turned, 
 // 64 → 1 channel: every pixel's product with each tap's weights, then gathered from the neighbours
 void gather(const bf16* in, const bf16* packed, float bias, float* out, const Shape& s,
             float* by_tap) {
-  for (int p = -s.margin; p < s.pixels + s.margin; p += TILE) {
-    _tile_zero(0);
-    for (int k = 0; k < 2; k++) {
-      _tile_loadd(4, in + p * C + k * BLOCK, 2 * C);
-      _tile_loadd(6, packed + k * LEAF, 64);
-      _tile_dpbf16ps(0, 4, 6);
-    }
-    _tile_stored(0, by_tap + (p + s.margin) * TILE, 64);
-  }
+  for (int p = -s.margin; p < s.pixels + s.margin; p += TILE)
+    multiply_16(by_tap + (p + s.margin) * TILE, 2, C, [&](int k) {
+      return Term{in + p * C + k * BLOCK, packed + k * LEAF};
+    });
   for (int y = 0; y < s.height; y++)
     for (int x = 0; x < s.width; x++) {
       const float* at = by_tap + (s.margin + y * s.pitch + x) * TILE;
       float sum = bias;
-      for (int tap = 0; tap < TAPS; tap++) sum += at[s.shift(tap) * TILE + tap];
+      for (int tap = 0; tap < TAPS; tap++) sum += at[s.shifts[tap] * TILE + tap];
       out[y * s.width + x] = sum;
     }
 }
@@ -287,24 +371,13 @@ void correlate(const bf16* rows, const bf16* even, const bf16* odd, float* grad,
       for (int p0 = 0; p0 < s.pixels; p0 += SPAN)
         for (int tap = 0; tap < TAPS; tap++) {
           float* g = grad + (i * TILE * TAPS + tap) * C + j * TILE;
-          const int first = s.margin + s.shift(tap);
+          const int first = s.margin + s.shifts[tap];
           const bf16* b = (first % 2 ? odd : even) + (size_t(j) * s.stride + (first & ~1)) * TILE;
-          _tile_loadd(0, g, OUTER * 4);
-          _tile_loadd(1, g + TILE, OUTER * 4);
-          _tile_loadd(2, g + TILE * OUTER, OUTER * 4);
-          _tile_loadd(3, g + TILE * OUTER + TILE, OUTER * 4);
-          for (int p = p0; p < std::min(p0 + SPAN, s.pixels); p += BLOCK) {
-            const bf16* a = rows + size_t(i) * TILE * s.pixels + p;
-            _tile_loadd(6, b + size_t(p) * TILE, 64);
-            _tile_loadd(4, a, s.pixels * 2);
-            _tile_loadd(7, b + (size_t(s.stride) + p) * TILE, 64);
-            _tile_loadd(5, a + size_t(TILE) * s.pixels, s.pixels * 2);
-            products();
-          }
-          _tile_stored(0, g, OUTER * 4);
-          _tile_stored(1, g + TILE, OUTER * 4);
-          _tile_stored(2, g + TILE * OUTER, OUTER * 4);
-          _tile_stored(3, g + TILE * OUTER + TILE, OUTER * 4);
+          multiply<true>(g, OUTER, (std::min(p0 + SPAN, s.pixels) - p0) / BLOCK, s.pixels, size_t(s.stride) * TILE,
+                         [&](int t) {
+                           const size_t p = p0 + t * BLOCK;
+                           return Term{rows + size_t(i) * TILE * s.pixels + p, b + p * TILE};
+                         });
         }
 }
 
@@ -312,26 +385,11 @@ void correlate(const bf16* rows, const bf16* even, const bf16* odd, float* grad,
 void correlate_plane(const bf16* plane, bool turned, const bf16* pairs, float* grad, size_t of_channel, size_t of_tap,
                      const Shape& s, bf16* copies) {
   for (int tap = 0; tap < TAPS; tap++)
-    std::memcpy(copies + size_t(tap) * s.pixels, plane + s.shift(turned ? TAPS - 1 - tap : tap), 2 * s.pixels);
+    std::memcpy(copies + size_t(tap) * s.pixels, plane + s.shifts[turned ? TAPS - 1 - tap : tap], 2 * s.pixels);
   alignas(64) float sums[TILE * C];
-  const size_t next = size_t(s.pixels) * TILE;
-  zero_sums();
-  for (int p = 0; p < s.pixels; p += BLOCK) {
-    const bf16* b = pairs + size_t(p) * TILE;
-    _tile_loadd(4, copies + p, s.pixels * 2);
-    _tile_loadd(6, b, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b + next, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(6, b + 2 * next, 64);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(7, b + 3 * next, 64);
-    _tile_dpbf16ps(3, 4, 7);
-  }
-  _tile_stored(0, sums, 4 * C);
-  _tile_stored(1, sums + TILE, 4 * C);
-  _tile_stored(2, sums + 2 * TILE, 4 * C);
-  _tile_stored(3, sums + 3 * TILE, 4 * C);
+  multiply_64(sums, s.pixels / BLOCK, s.pixels, size_t(s.pixels) * TILE, [&](int t) {
+    return Term{copies + t * BLOCK, pairs + size_t(t) * BLOCK * TILE};
+  });
   for (int tap = 0; tap < TAPS; tap++)
     for (int c = 0; c < C; c++) grad[c * of_channel + tap * of_tap] += sums[tap * C + c];
 }
@@ -427,8 +485,12 @@ extern "C" {
 
 // Ask the system for the tiles (Linux 5.16): 0 where they can be had
 int vdsr_permit() {
+#ifdef __AMX_BF16__
   constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
   return int(syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA));
+#else
+  return 0;
+#endif
 }
 
 // bf16 elements that `vdsr_pack` writes for a network with so many hidden layers

@@ -26,7 +26,8 @@ from vdsr.net import VDSR
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
-FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16"]
+TILES = ["-mamx-tile", "-mamx-bf16"]
 WIDTH = 64  # filters, what the kernels are written for
 
 
@@ -118,10 +119,17 @@ def unsupported() -> str | None:
     """Why the kernels are not for this CPU or system."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "they are for x86-64 and Linux"
-    words = set(Path("/proc/cpuinfo").read_text().split())
-    if absent := {"amx_tile", "amx_bf16", "avx512_bf16"} - words:
-        return f"this CPU has no {', '.join(sorted(absent))}"
-    return None
+    return None if "avx512_bf16" in _features() else "this CPU has no avx512_bf16"
+
+
+@cache
+def _features() -> frozenset[str]:
+    return frozenset(Path("/proc/cpuinfo").read_text().split())
+
+
+def instructions() -> str:
+    """What the kernels are made of here: AMX's tiles where the CPU has them, else AVX512-BF16's dot products."""
+    return "AMX" if {"amx_tile", "amx_bf16"} <= _features() else "AVX512-BF16"
 
 
 @cache
@@ -139,7 +147,7 @@ def _library() -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(shutil.which, ("c++", "g++", "clang++"))][:1]
     if not compiler:
         raise FileNotFoundError("there is no C++ compiler: install g++, or set CXX")
-    command = [*compiler, *FLAGS, str(SOURCE)]
+    command = [*compiler, *FLAGS, *(TILES if instructions() == "AMX" else []), str(SOURCE)]
     digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(command[:-1]).encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory() as elsewhere:
         try:

@@ -98,7 +98,7 @@ def run(cfg: DictConfig) -> float:
     record["precision"] = hardware.precision(cfg.trainer.precision)
 
     fused = _fused(cfg.trainer, network)
-    record["kernels"] = "AMX" if fused else "PyTorch"
+    record["kernels"] = amx.instructions() if fused else "PyTorch"
     task = SuperResolution(
         net=network,
         optimiser=hydra.utils.instantiate(cfg.optim.optimiser),
