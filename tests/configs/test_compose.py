@@ -125,12 +125,19 @@ def test_a_cosine_falls_to_nothing_over_the_steps():
 
 @pytest.mark.parametrize("budget", sorted(options("budget")))
 def test_srcnn_is_trained_by_adam_at_each_budget(budget):
-    cfg = composed("+experiment=srcnn", f"budget={budget}", "trainer.max_steps=10")
+    cfg = composed("+experiment=srcnn", f"budget={budget}", "data.scales=[3]", "budget.steps=300")
     optimiser, schedule = optimised(cfg)
     assert isinstance(optimiser, torch.optim.Adam)
-    assert isinstance(schedule, torch.optim.lr_scheduler.CosineAnnealingLR)
-    assert (optimiser.param_groups[0]["lr"], schedule.T_max, cfg.optim.lr) == (1e-3, 10, 1e-3)
     assert isinstance(instantiate(cfg.clip), clip.Unclipped)
+    assert (list(cfg.data.scales), list(cfg.data.test_scales), cfg.trainer.max_steps) == ([3], [3], 100)
+    rates = []
+    for _ in range(cfg.trainer.max_steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert rates[0] < 2e-4  # its second layer would die at once of more
+    assert max(rates) == rates[29] == pytest.approx(3e-3)
+    assert rates[-1] < 1e-5
 
 
 @pytest.mark.parametrize("budget", ["full", "twentieth"])
