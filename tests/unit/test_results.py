@@ -239,6 +239,50 @@ def test_table_3(section):
     ]
 
 
+def single_scale(scale, seed=0, off=0.0, steps=3320):
+    """SRCNN at one scale, scored there only."""
+    method = {"_target_": "vdsr.net.SRCNN"}
+    metrics = scored(lambda *key: published.psnr(*key, "SRCNN") - off, ("set5", "set14"), [scale])
+    return make(
+        "srcnn", network={"name": "SRCNN"}, metrics=metrics, config__model=method, config__data__scales=[scale],
+        config__trainer__max_steps=steps, config__seed=seed,
+    )  # fmt: skip
+
+
+def test_networks_of_one_scale_each_are_one_row(section):
+    made = section(*(single_scale(scale) for scale in (4, 2, 3)))
+    beside = {row[0]: row[2] for row in rows(made)}
+    assert beside["trained with"] == "one a scale, each with 33 % of the paper's patches (3,320 × 64)\nseed 0"
+    assert beside["Set5 ×2"].startswith("ours 36.66 / ")
+    assert beside["Set14 ×4"].startswith("ours 27.49 / ")
+    (row,) = rows(made, 1)
+    assert row[0] == "SRCNN, one a scale"
+    assert row[2:4] == ["36.66 (36.66, +0.00)", "32.75 (32.75, +0.00)"]
+    assert row[-1] == "finished"
+
+
+def test_seeds_and_misses_of_networks_of_one_scale_each(section):
+    found = [single_scale(scale, seed, off=0.1 * seed) for scale in (2, 3, 4) for seed in (0, 1, 2)]
+    (row,) = rows(section(*found), 1)
+    assert row[2] == "36.56 ± 0.10 (36.66, -0.10)"
+    assert row[-1] == "finished, 3 seeds"
+
+
+def test_each_network_of_one_scale_says_how_it_ended(section):
+    (row,) = rows(section(single_scale(2), single_scale(3), unfinished(single_scale(4))))
+    assert row[0] == "SRCNN, one a scale"  # without ×4 it is not put beside the paper's
+    ended = ["finished", "finished", "diverged: the loss is nan at step 40"]
+    assert row[-1].split("\n") == [f"seed 0 at ×{scale}: {how}" for scale, how in zip((2, 3, 4), ended, strict=True)]
+
+
+def test_a_network_for_all_scales_and_other_budgets_keep_their_rows(section):
+    made = section(
+        make("paper"), *(single_scale(scale) for scale in (2, 3, 4)), single_scale(2, steps=664),
+        make("paper", config__data__scales=[2], config__trainer__max_steps=3320),
+    )  # fmt: skip
+    assert [row[0] for row in rows(made, 1)] == ["VDSR", "VDSR", "SRCNN, one a scale", "SRCNN"]
+
+
 def test_table_3_takes_the_best_network_and_keeps_the_misses(section):
     best, miss = (make("paper", lambda *key, off=off: published.psnr(*key, "VDSR") - off) for off in (0.1, 0.6))
     miss["config"]["trainer"]["max_steps"] = 498

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vdsr.results import charts, published
 from vdsr.results.cells import budget, difference, picture, seeds
-from vdsr.results.runs import Benchmark, Group, Run, benchmarks, series
+from vdsr.results.runs import OF_A_SCALE_SET, Benchmark, Group, Run, benchmarks, by_patches_a_scale, series
 from vdsr.results.section import NOTHING, Part, Section, Table, Verdict, decibels, holds, shown, signed, trained_with
 
 RANKED = [benchmark for benchmark in published.BENCHMARK if benchmark[0] == published.SETS[0]]
@@ -13,7 +13,7 @@ RANKED = [benchmark for benchmark in published.BENCHMARK if benchmark[0] == publ
 def benchmark(runs: Sequence[Run]) -> Section:
     """Table 3: bicubic, SRCNN and VDSR on the benchmarks."""
     question = "Does the paper's final network come out? 291 images, D = 20, one network for ×2, ×3 and ×4."
-    groups = [points[0] for points in series(runs)]
+    groups = _networks_of(runs)
     vdsr = _best([group for group in groups if group.first.network == "VDSR"])
     others = [group for group in groups if group.first.network == "SRCNN"]
     alike = [group for group in others if vdsr and group.first.share == vdsr.first.share]
@@ -36,6 +36,21 @@ def benchmark(runs: Sequence[Run]) -> Section:
     return Section("Benchmark (table 3)", question, parts, runs)
 
 
+def _networks_of(runs: Sequence[Run]) -> list[Group]:
+    """A group a network; one of those that know and are scored at a single scale, as SRCNN is published."""
+    found = []
+    for points in (points for alike in by_patches_a_scale(runs) for points in series(alike, *OF_A_SCALE_SET)):
+        single = [point for point in points if all(map(_single, point.runs))]
+        found += [point for point in points if point not in single]
+        if single:
+            found.append(Group(tuple(run for point in single for run in point.runs)))
+    return sorted(found, key=lambda group: (-group.first.share, group.first.data, str(group.first.path)))
+
+
+def _single(run: Run) -> bool:
+    return len(run.scales) == 1 and all((scale,) == run.scales for _, scale in run.scores)
+
+
 def _best(groups: Sequence[Group]) -> Group | None:
     """The network with the highest mean PSNR on Set5, which every one of them is scored on."""
     scored = [group for group in groups if all(group.value(b) is not None for b in RANKED)]
@@ -44,13 +59,20 @@ def _best(groups: Sequence[Group]) -> Group | None:
 
 def _beside(srcnn: Group | None, vdsr: Group | None) -> Table:
     """A row a set and scale; ours above the paper's with the difference in each cell."""
-    trained = ["trained with", "", *(f"{trained_with(g.first)}\n{seeds(g)}" if g else NOTHING for g in (srcnn, vdsr))]
+    trained = ["trained with", "", *(_trained(group) for group in (srcnn, vdsr))]
     rows = [trained]
     for key in published.BENCHMARK:
         either = vdsr or srcnn
         bicubic = _pair(either, key, "bicubic", "bicubic_psnr", "bicubic_ssim")
         rows.append([shown(key), bicubic, *(_pair(g, key, n) for g, n in ((srcnn, "SRCNN"), (vdsr, "VDSR")))])
     return Table(["PSNR (dB) / SSIM", "bicubic", "SRCNN", "VDSR"], rows)
+
+
+def _trained(group: Group | None) -> str:
+    if not group:
+        return NOTHING
+    each = "one a scale, each with " if len(group.scale_sets) > 1 else ""
+    return f"{each}{trained_with(group.first)}\n{seeds(group)}"
 
 
 def _pair(group: Group | None, key: Benchmark, method: str, psnr: str = "psnr", ssim: str = "ssim") -> str:
@@ -67,7 +89,7 @@ def _networks(groups: Sequence[Group]) -> Table:
     tested = [b for b in benchmarks(groups) if not b[1] % 1]
     rows = [
         [
-            g.first.network,
+            g.network,
             g.first.data,
             *(decibels(g.figure(b), published.psnr(*b, g.first.network)) for b in tested),
             budget(g.first),

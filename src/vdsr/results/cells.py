@@ -68,8 +68,8 @@ def budget(run: Run) -> str:
 
 def seeds(group: Group) -> str:
     """The seeds of the finished runs."""
-    found = [str(run.seed) for run in group.runs if run.finished]
-    return f"seed {found[0]}" if len(found) == 1 else f"seeds {', '.join(found)}"
+    found = sorted({run.seed for run in group.runs if run.finished})
+    return f"seed {found[0]}" if len(found) == 1 else f"seeds {', '.join(map(str, found))}"
 
 
 def picture(file: str, text: str, draw: Callable[..., None], *what: object) -> Picture:
