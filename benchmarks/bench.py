@@ -18,7 +18,7 @@ import training
 from rich.console import Console
 from rich.table import Table
 
-from vdsr import amx, hardware, records
+from vdsr import hardware, kernels, records
 from vdsr.data import SuperResolutionData
 from vdsr.net import VDSR
 
@@ -83,9 +83,10 @@ def measure_all(folder: Path, train: str | None, rounds: int, quick: bool) -> tu
             if torch.cpu._is_amx_tile_supported():
                 share = training.share_of_peak_without_amx(depth, size, rounds)
                 figures.append(("PyTorch's step's share with AVX512-BF16 alone, AMX off", share, ">=", 0.75))
-            if not amx.missing(VDSR(depth)):
-                faster = step["PyTorch's"] / step["bare"]
-                figures.append(("kernels for AMX against PyTorch's in bf16, D = 20", faster, ">=", 2.0))
+            if not kernels.missing(VDSR(depth)):
+                faster, made = step["PyTorch's"] / step["bare"], kernels.instructions()
+                least = 2.0 if made == "AMX" else 1.15
+                figures.append((f"kernels for {made} against PyTorch's in bf16, D = 20", faster, ">=", least))
         figures.append(
             (f"Trainer.fit against the bare step, D = {depth}, batch {size}", step["bare"] / step["fit"], ">=", bound)
         )

@@ -17,7 +17,7 @@ import torch
 from measure import in_turns, peak
 from torch import Tensor, nn
 
-from vdsr import amx, hardware
+from vdsr import hardware, kernels
 from vdsr.clip import Adjustable
 from vdsr.data import CROPS_AT_ONCE, Batches, Pair, SuperResolutionData
 from vdsr.net import VDSR, channels_last
@@ -68,16 +68,16 @@ class Plain:
 
 
 class Bare(Plain):
-    """Our network in bf16, by the kernels for AMX where they can be had, with nothing around it.
+    """Our network in bf16, by our own kernels where they can be had, with nothing around it.
 
-    kernels="PyTorch": bf16 autocast, channels_last and chunks in any case.
+    own=False: bf16 autocast, channels_last and chunks in any case.
     """
 
-    def __init__(self, depth: int, precision: torch.dtype = torch.bfloat16, kernels: str = "auto") -> None:
+    def __init__(self, depth: int, precision: torch.dtype = torch.bfloat16, own: bool = True) -> None:
         self.net = channels_last(VDSR(depth))
         self.precision = precision
-        own = kernels == "auto" and precision == torch.bfloat16 and not amx.missing(self.net)
-        self.fused = amx.HalfSquaredError(self.net) if own else None
+        fitting = own and precision == torch.bfloat16 and not kernels.missing(self.net)
+        self.fused = kernels.HalfSquaredError(self.net) if fitting else None
         self.optimiser = torch.optim.SGD(self.net.parameters(), 1e-6, momentum=0.9, weight_decay=1e-4)
 
     def loss(self, batch: Pair) -> Tensor:
@@ -110,7 +110,7 @@ def fit(depth: int, data: SuperResolutionData, steps: int) -> float:
         batch_size=data.batch_size,
         log_every=LOG_EVERY,
         chunk=hardware.chunk("auto"),
-        fused=amx.HalfSquaredError(net) if bf16 and not amx.missing(net) else None,
+        fused=kernels.HalfSquaredError(net) if bf16 and not kernels.missing(net) else None,
     )
     clock = _Clock()
     trainer = pl.Trainer(
@@ -133,7 +133,7 @@ def fit(depth: int, data: SuperResolutionData, steps: int) -> float:
 
 def steps_beside_each_other(depth: int, size: int, data: SuperResolutionData, rounds: int) -> dict[str, float]:
     """Seconds per step: plain, bare by PyTorch's kernels, bare and fit, in turns."""
-    fixed, plain, bare, torchs = batch(size), Plain(depth), Bare(depth), Bare(depth, kernels="PyTorch")
+    fixed, plain, bare, torchs = batch(size), Plain(depth), Bare(depth), Bare(depth, own=False)
     found: dict[str, list[float]] = {"plain": [], "PyTorch's": [], "bare": [], "fit": []}
     plain.step(fixed)
     for _ in range(rounds):
@@ -167,7 +167,7 @@ def loading(data: SuperResolutionData, rounds: int) -> dict[str, float]:
 
 def share_of_peak(depth: int, size: int, rounds: int) -> float:
     """What a bare bf16 step by PyTorch's kernels reaches of the matrix product's FLOP/s, both measured here."""
-    bare, fixed = Bare(depth, kernels="PyTorch"), batch(size)
+    bare, fixed = Bare(depth, own=False), batch(size)
     seconds = in_turns({"bare": lambda: bare.step(fixed)}, 3 * rounds)["bare"]
     return flops(depth) * size / seconds / peak(torch.bfloat16, rounds)
 

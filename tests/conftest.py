@@ -11,7 +11,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from vdsr import amx, records, shards  # noqa: E402
+from vdsr import kernels as own_kernels  # noqa: E402
+from vdsr import records, shards  # noqa: E402
 from vdsr.net import VDSR  # noqa: E402
 
 
@@ -24,11 +25,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def kernels():
-    """The kernels for AMX; skips where the processor has none, and where they cannot be compiled, except on CI."""
-    if reason := amx.missing(VDSR()):
-        if os.environ.get("CI") == "true" and not amx.unsupported():
-            pytest.fail(f"no AMX kernels: {reason}")
-        pytest.skip(f"no AMX kernels: {reason}")
+    """Our own kernels; skips where the processor has none, and where they cannot be compiled, except on CI."""
+    if reason := own_kernels.missing(VDSR()):
+        if os.environ.get("CI") == "true" and not own_kernels.unsupported():
+            pytest.fail(f"no kernels of our own: {reason}")
+        pytest.skip(f"no kernels of our own: {reason}")
 
 
 @pytest.fixture(scope="session")

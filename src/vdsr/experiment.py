@@ -27,7 +27,7 @@ from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from torch import Tensor
 
-from vdsr import amx, checkpoint_io, checkpoints, hardware, net, records, signals, tables, tracking, weights
+from vdsr import checkpoint_io, checkpoints, hardware, kernels, net, records, signals, tables, tracking, weights
 from vdsr.benchmark import seconds_per_image
 from vdsr.callbacks.agreement import Agreement
 from vdsr.callbacks.pictures import Pictures
@@ -62,7 +62,8 @@ INCIDENTAL = (
     "data.test",
     "trainer.num_nodes",
     "trainer.devices",
-    "trainer.amx",
+    "trainer.kernels",
+    "trainer.amx",  # its name in earlier records
 )
 
 
@@ -98,7 +99,7 @@ def run(cfg: DictConfig) -> float:
     record["precision"] = hardware.precision(cfg.trainer.precision)
 
     fused = _fused(cfg.trainer, network)
-    record["kernels"] = amx.instructions() if fused else "PyTorch"
+    record["kernels"] = kernels.instructions() if fused else "PyTorch"
     task = SuperResolution(
         net=network,
         optimiser=hydra.utils.instantiate(cfg.optim.optimiser),
@@ -169,7 +170,7 @@ def _train(
     step = found[1]["global_step"] if found else 0
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg.trainer, resolve=True))
     validations = settings.pop("validations")
-    for key in ("amx", "compile", "chunk", "checkpoint_every"):
+    for key in ("kernels", "compile", "chunk", "checkpoint_every"):
         settings.pop(key)  # the task's and the callbacks'
     settings["precision"] = hardware.precision(settings["precision"])
     trainer = _trainer(
@@ -240,8 +241,8 @@ def _train(
 
 
 def _fused(trainer: DictConfig, network: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The kernels for CPUs with AMX where they are wanted and can be had; PyTorch's, with one line, where not."""
-    if not trainer.amx:
+    """Our own kernels where they are wanted and can be had; None for PyTorch's, with one line, where not."""
+    if not trainer.kernels:
         return None
     if hardware.precision(trainer.precision) != "bf16-mixed":
         unwanted: str | None = "they are for trainer.precision=bf16-mixed"
@@ -250,12 +251,12 @@ def _fused(trainer: DictConfig, network: torch.nn.Module) -> Callable[[Tensor, T
     elif trainer.compile is True:
         unwanted = "they are for trainer.compile=false"
     else:
-        unwanted = amx.unfit(network) or amx.unsupported()
-    reason = unwanted or amx.missing(network)
+        unwanted = kernels.unfit(network) or kernels.unsupported()
+    reason = unwanted or kernels.missing(network)
     if not reason:
-        return amx.HalfSquaredError(cast(net.VDSR, network))
-    if rank() == 0 and (trainer.amx is True or not unwanted):
-        log.warning("training with PyTorch's kernels, not those for AMX: %s", reason)
+        return kernels.HalfSquaredError(cast(net.VDSR, network))
+    if rank() == 0 and (trainer.kernels is True or not unwanted):
+        log.warning("training with PyTorch's kernels, not our own: %s", reason)
     return None
 
 
@@ -350,7 +351,7 @@ def _check_numbers(cfg: DictConfig) -> None:
         raise InputError(f"optim.lr={cfg.optim.lr}: give a number above 0")
     if cfg.trainer.chunk not in ("auto", None) and not (isinstance(cfg.trainer.chunk, int) and cfg.trainer.chunk > 0):
         raise InputError(f"trainer.chunk={cfg.trainer.chunk}: give auto, null for all, or a whole number above 0")
-    for key in ("amx", "compile"):
+    for key in ("kernels", "compile"):
         if cfg.trainer[key] not in ("auto", True, False):
             raise InputError(f"trainer.{key}={cfg.trainer[key]}: there are auto, true and false")
     if not cfg.data.train:

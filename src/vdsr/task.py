@@ -34,7 +34,7 @@ class SuperResolution(pl.LightningModule):
     LRScheduler, stepped once a training step. clip: gradient clipping, called with the current γ.
     chunk: how many patches go through the network together, None for all: see `hardware.chunk`.
     compile: train through torch.compile; scoring never does, as each image would be compiled anew.
-    fused: (ILR, HR) → that loss by kernels of its own, in place of the network's forward: see `vdsr.amx`.
+    fused: (ILR, HR) → that loss by kernels of its own, in place of the network's forward: see `vdsr.kernels`.
     scales: what to score at; test_scales: the same for the final table (`scales` if None).
     log_every: steps between two logged points; nothing synchronises in between.
     """

@@ -160,7 +160,7 @@ def test_muon():
 def test_trainers(option):
     assert options("trainer") == {"default"}
     settings = set(composed(f"trainer={option}").trainer)
-    ours = {"amx", "chunk", "compile", "validations", "checkpoint_every"}
+    ours = {"kernels", "chunk", "compile", "validations", "checkpoint_every"}
     assert settings - ours <= set(inspect.signature(pl.Trainer).parameters)
     assert "gradient_clip_val" not in settings  # clipping is the task's
 

@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from safetensors.torch import load_file
 
-from vdsr import amx, weights
+from vdsr import kernels, weights
 from vdsr.callbacks.recorder import Recorder
 
 ROOT = Path(__file__).parents[2]
@@ -151,18 +151,17 @@ def test_an_untrained_residual_is_not_beyond_bicubic_either(root, train):
 # --- what a run leaves ---
 
 
-AMX = ["model.width=64", "trainer.precision=bf16-mixed", "trainer.max_steps=4"]
+OWN = ["model.width=64", "trainer.precision=bf16-mixed", "trainer.max_steps=4"]
 
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("optimiser", ["sgd", "muon"])
-def test_the_kernels_for_amx_train_as_pytorchs_do(root, train, optimiser):
-    for kernels in ("auto", "false"):
-        assert train(*AMX, f"optim={optimiser}", f"trainer.amx={kernels}", f"name=amx-{kernels}").status == 0
-    ours, pytorchs = (
-        read(next((root / "runs" / name).rglob("record.json")).parent) for name in ("amx-auto", "amx-false")
-    )
-    assert (ours["kernels"], pytorchs["kernels"]) == ("AMX", "PyTorch")
+def test_our_kernels_train_as_pytorchs_do(root, train, optimiser):
+    for choice in ("auto", "false"):
+        assert train(*OWN, f"optim={optimiser}", f"trainer.kernels={choice}", f"name=by-{choice}").status == 0
+    folders = [next((root / "runs" / f"by-{choice}").rglob("record.json")).parent for choice in ("auto", "false")]
+    ours, pytorchs = map(read, folders)
+    assert (ours["kernels"], pytorchs["kernels"]) == (kernels.instructions(), "PyTorch")
     for (_, loss, _), (_, other, _) in zip(curve(ours), curve(pytorchs), strict=True):
         assert loss == pytest.approx(other, rel=1e-2)
     assert ours["psnr"] == pytest.approx(pytorchs["psnr"], abs=0.02)
@@ -172,11 +171,11 @@ def test_the_kernels_for_amx_train_as_pytorchs_do(root, train, optimiser):
 @pytest.mark.parametrize("optimiser", ["sgd", "muon"])
 def test_a_run_by_the_kernels_goes_on_exactly(root, train, optimiser):
     steps = ["trainer.max_steps=6", "trainer.checkpoint_every=1", f"optim={optimiser}"]
-    assert train(*AMX, *steps, "name=whole").status == 0
+    assert train(*OWN, *steps, "name=whole").status == 0
     whole = next((root / "runs" / "whole").rglob("record.json")).parent
     parts = root / "runs" / "parts"
     with pytest.MonkeyPatch.context() as patch:
-        step = amx.HalfSquaredError.run
+        step = kernels.HalfSquaredError.run
 
         def fail(self, *arguments):
             if fail.left == 0:
@@ -185,10 +184,10 @@ def test_a_run_by_the_kernels_goes_on_exactly(root, train, optimiser):
             return step(self, *arguments)
 
         fail.left = 3
-        patch.setattr(amx.HalfSquaredError, "run", fail)
+        patch.setattr(kernels.HalfSquaredError, "run", fail)
         with pytest.raises(KeyError, match="stopped here"):
-            train(*AMX, *steps, "name=parts")
-    assert train(*AMX, *steps, "name=parts").status == 0
+            train(*OWN, *steps, "name=parts")
+    assert train(*OWN, *steps, "name=parts").status == 0
     part = next(parts.rglob("record.json")).parent
     assert curve(read(part)) == curve(read(whole))
     one, other = (load_file(folder / "weights.safetensors") for folder in (part, whole))
@@ -205,26 +204,26 @@ def test_a_run_by_the_kernels_goes_on_exactly(root, train, optimiser):
 )
 def test_kernels_that_are_asked_for_and_missed_are_named(root, train, monkeypatch, overrides, reason):
     monkeypatch.setattr("vdsr.hardware.compiled", lambda net: net.forward)
-    assert train("trainer.amx=true", *overrides).status == 0
+    assert train("trainer.kernels=true", *overrides).status == 0
     folder = run_folder(root)
     assert read(folder)["kernels"] == "PyTorch"
-    expected = f"training with PyTorch's kernels, not those for AMX: {reason}"
+    expected = f"training with PyTorch's kernels, not our own: {reason}"
     assert log_of(folder).count(expected) == 1
 
 
 def test_a_missing_compiler_is_said_where_the_kernels_would_help(root, train, monkeypatch):
-    monkeypatch.setattr(amx, "unsupported", lambda: None)
-    monkeypatch.setattr(amx, "_uncompiled", lambda: "there is no C++ compiler: install g++, or set CXX")
-    assert train(*AMX).status == 0
-    assert "not those for AMX: there is no C++ compiler: install g++, or set CXX" in log_of(run_folder(root))
+    monkeypatch.setattr(kernels, "unsupported", lambda: None)
+    monkeypatch.setattr(kernels, "_uncompiled", lambda: "there is no C++ compiler: install g++, or set CXX")
+    assert train(*OWN).status == 0
+    assert "not our own: there is no C++ compiler: install g++, or set CXX" in log_of(run_folder(root))
 
 
-def test_a_processor_without_amx_is_no_news(root, train, monkeypatch):
-    monkeypatch.setattr(amx, "unsupported", lambda: "this CPU has no amx_tile")
-    assert train(*AMX).status == 0
+def test_a_processor_without_bf16_is_no_news(root, train, monkeypatch):
+    monkeypatch.setattr(kernels, "unsupported", lambda: "this CPU has no avx512_bf16")
+    assert train(*OWN).status == 0
     folder = run_folder(root)
     assert read(folder)["kernels"] == "PyTorch"
-    assert "AMX" not in log_of(folder)
+    assert "not our own" not in log_of(folder)
 
 
 def test_a_run_leaves_record_weights_checkpoints_and_pictures(root, train):

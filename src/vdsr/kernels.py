@@ -1,6 +1,6 @@
-"""VDSR's training step by kernels of our own, on CPUs with matrix tiles (AMX); why and how fast: DECISIONS 25.
+"""VDSR's training step by kernels of our own, on CPUs with AMX or AVX512-BF16; why and how fast: DECISIONS 25.
 
-The kernels are in amx.cpp, compiled on first use and kept in the user's cache.
+The kernels are in kernels.cpp, compiled on first use and kept in the user's cache.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ class HalfSquaredError:
 
     def __init__(self, net: VDSR) -> None:
         if reason := missing(net):
-            raise InputError(f"no AMX kernels here: {reason}")
+            raise InputError(f"no kernels of our own here: {reason}")
         self.net = net
         self.kernels = _library()
         self.packed = torch.zeros(self.kernels.vdsr_packed(net.depth - 2), dtype=torch.bfloat16)
@@ -72,7 +72,7 @@ class HalfSquaredError:
             *(self.packed.data_ptr(), flat.data_ptr(), threads, grads.data_ptr(), squares.data_ptr()),
         )
         if (squares < 0).any():
-            raise MemoryError("AMX kernels: no memory for the features of a patch")
+            raise MemoryError("kernels: no memory for the features of a patch")
         parts = grads.sum(0).split([p.numel() for p in parameters])
         return (squares.sum() / (2 * batch)).float(), [
             _inputs_before_taps(part.view(_taps_before_inputs(p).shape))
@@ -152,9 +152,9 @@ def _library() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as elsewhere:
         try:
             folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vdsr"
-            library = _loaded(command, folder / f"amx-{digest}.so")
+            library = _loaded(command, folder / f"kernels-{digest}.so")
         except (OSError, RuntimeError, InputError):  # no home, or none that can be written or code loaded from
-            library = _loaded(command, Path(elsewhere) / "amx.so")
+            library = _loaded(command, Path(elsewhere) / "kernels.so")
     pointer, whole_number = ctypes.c_void_p, ctypes.c_int
     library.vdsr_packed.argtypes, library.vdsr_packed.restype = [whole_number], ctypes.c_int64
     library.vdsr_pack.argtypes, library.vdsr_pack.restype = [pointer, whole_number, pointer], None

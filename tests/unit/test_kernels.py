@@ -1,12 +1,13 @@
-"""The kernels for AMX against PyTorch's in float32, and what is said where they cannot be had."""
+"""Our own kernels against PyTorch's in float32, and what is said where they cannot be had."""
 
 import copy
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
-from vdsr import amx
+from vdsr import kernels
 from vdsr.errors import InputError
 from vdsr.net import SRCNN, VDSR, channels_last
 
@@ -39,7 +40,7 @@ def plainly(net, ilr, hr, autocast=False):
 
 def by_kernels(net, ilr, hr):
     net.zero_grad()
-    loss = amx.HalfSquaredError(net)(ilr, hr)
+    loss = kernels.HalfSquaredError(net)(ilr, hr)
     loss.backward()
     return loss.detach(), [p.grad for p in net.parameters()]
 
@@ -48,24 +49,50 @@ def error(found, exact):
     return float((found - exact).norm() / exact.norm())
 
 
+@pytest.fixture
+def _pretended(_fresh, monkeypatch, tmp_path):
+    """What is written for AMX, on tiles in plain memory."""
+    monkeypatch.setattr(kernels, "instructions", lambda: "AMX")
+    monkeypatch.setenv("CXX", f"c++ -include {Path(__file__).with_name('tiles.h')}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def _fresh():
+    for cached in (kernels.unsupported, kernels._uncompiled, kernels._library):
+        cached.cache_clear()
+    yield
+    for cached in (kernels.unsupported, kernels._uncompiled, kernels._library):
+        cached.cache_clear()
+
+
+SHAPES = [
+    (3, 1, 1, 1, True),
+    (4, 2, 7, 7, False),
+    (5, 5, 16, 9, True),
+    (5, 3, 9, 32, False),
+    (5, 2, 31, 30, True),  # rows of an even and an odd number of pixels
+    (3, 1, 1, 100, True),
+    (3, 2, 50, 1, False),
+    (3, 2, 5, 62, True),  # the margins' tightest fit
+    (20, 16, 41, 41, True),
+    (20, 3, 48, 65, True),
+]
+
+
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize(
-    ("depth", "batch", "height", "width", "residual"),
-    [
-        (3, 1, 1, 1, True),
-        (4, 2, 7, 7, False),
-        (5, 5, 16, 9, True),
-        (5, 3, 9, 32, False),
-        (5, 2, 31, 30, True),  # rows of an even and an odd number of pixels
-        (3, 1, 1, 100, True),
-        (3, 2, 50, 1, False),
-        (3, 2, 5, 62, True),  # the margins' tightest fit
-        (20, 16, 41, 41, True),
-        (20, 3, 48, 65, True),
-    ],
-)
+@pytest.mark.parametrize(("depth", "batch", "height", "width", "residual"), SHAPES)
 def test_as_exact_as_autocast(depth, batch, height, width, residual):
-    net, pair = network(depth, residual), patches(batch, height, width)
+    as_exact_as_autocast(network(depth, residual), patches(batch, height, width))
+
+
+@pytest.mark.usefixtures("kernels", "_pretended")
+def test_tiles_as_exact_as_autocast():
+    for depth, batch, height, width, residual in SHAPES:
+        as_exact_as_autocast(network(depth, residual), patches(batch, height, width))
+
+
+def as_exact_as_autocast(net, pair):
     loss, grads = by_kernels(net, *pair)
     exact_loss, exact = plainly(net, *pair)
     cast_loss, cast = plainly(net, *pair, autocast=True)
@@ -108,7 +135,7 @@ def test_a_factor_of_the_loss_reaches_the_gradients():
     net, pair = network(3), patches(2, 9, 9)
     _, grads = by_kernels(net, *pair)
     net.zero_grad()
-    (3 * amx.HalfSquaredError(net)(*pair)).backward()
+    (3 * kernels.HalfSquaredError(net)(*pair)).backward()
     for p, grad in zip(net.parameters(), grads, strict=True):
         assert torch.allclose(p.grad, 3 * grad)
 
@@ -136,82 +163,73 @@ def test_what_is_not_a_number_is_not_hidden():
 )
 def test_planes_of_other_shapes_or_types_are_refused(ilr, hr):
     with pytest.raises(ValueError, match=r"are not both \(B, 1, H, W\)|float32 tensors on the CPU"):
-        amx.HalfSquaredError(network(3))(ilr, hr)
+        kernels.HalfSquaredError(network(3))(ilr, hr)
 
 
 @pytest.mark.usefixtures("kernels")
 def test_gradients_may_be_asked_for_twice():
     net, pair = network(3), patches(2, 9, 9)
-    loss = amx.HalfSquaredError(net)(*pair)
+    loss = kernels.HalfSquaredError(net)(*pair)
     first, second = (torch.autograd.grad(loss, list(net.parameters()), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
 
 
 @pytest.mark.parametrize("net", [SRCNN(), VDSR(5, 32), VDSR(2)])
 def test_other_networks_are_not_for_them(net):
-    assert amx.missing(net) == "they are for VDSR with 64 filters and at least 3 layers"
-    with pytest.raises(InputError, match="no AMX kernels here"):
-        amx.HalfSquaredError(net)
-
-
-@pytest.fixture
-def _fresh():
-    for cached in (amx.unsupported, amx._uncompiled, amx._library):
-        cached.cache_clear()
-    yield
-    for cached in (amx.unsupported, amx._uncompiled, amx._library):
-        cached.cache_clear()
+    assert kernels.missing(net) == "they are for VDSR with 64 filters and at least 3 layers"
+    with pytest.raises(InputError, match="no kernels of our own here"):
+        kernels.HalfSquaredError(net)
 
 
 @pytest.mark.usefixtures("_fresh")
 def test_another_processor_has_none(monkeypatch):
-    monkeypatch.setattr(amx.platform, "machine", lambda: "arm64")
-    assert amx.missing(VDSR()) == "they are for x86-64 and Linux"
+    monkeypatch.setattr(kernels.platform, "machine", lambda: "arm64")
+    assert kernels.missing(VDSR()) == "they are for x86-64 and Linux"
 
 
 @pytest.mark.usefixtures("_fresh")
 def test_without_a_compiler_there_are_none(monkeypatch):
-    monkeypatch.setattr(amx, "unsupported", lambda: None)
+    monkeypatch.setattr(kernels, "unsupported", lambda: None)
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(amx.shutil, "which", lambda name: None)
-    assert amx.missing(VDSR()) == "there is no C++ compiler: install g++, or set CXX"
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    assert kernels.missing(VDSR()) == "there is no C++ compiler: install g++, or set CXX"
 
 
 @pytest.mark.usefixtures("_fresh")
 def test_a_compiler_that_refuses_is_quoted(monkeypatch, tmp_path):
-    monkeypatch.setattr(amx, "unsupported", lambda: None)
+    monkeypatch.setattr(kernels, "unsupported", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def refuse(command, **_):
-        raise subprocess.CalledProcessError(1, command, stderr="unknown option:\n -mamx-tile")
+        raise subprocess.CalledProcessError(1, command, stderr="unknown option:\n -mavx512bf16")
 
-    monkeypatch.setattr(amx.subprocess, "run", refuse)
-    assert amx.missing(VDSR()) == "unknown option: -mamx-tile"
+    monkeypatch.setattr(kernels.subprocess, "run", refuse)
+    assert kernels.missing(VDSR()) == "unknown option: -mavx512bf16"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.usefixtures("kernels", "_fresh")
 def test_they_are_compiled_once_and_without_a_home_for_this_process(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert amx.missing(VDSR()) is None
+    assert kernels.missing(VDSR()) is None
     (kept,) = (tmp_path / "vdsr").iterdir()
     compiled = kept.stat().st_mtime_ns
-    amx._library.cache_clear()
-    amx._uncompiled.cache_clear()
-    assert amx.missing(VDSR()) is None
+    kernels._library.cache_clear()
+    kernels._uncompiled.cache_clear()
+    assert kernels.missing(VDSR()) is None
     assert kept.stat().st_mtime_ns == compiled
 
     kept.unlink()  # loaded above: must not change
     kept.write_bytes(b"")  # cut short: made anew for this process
-    amx._library.cache_clear()
-    amx._uncompiled.cache_clear()
-    assert amx.missing(VDSR()) is None
+    kernels._library.cache_clear()
+    kernels._uncompiled.cache_clear()
+    assert kernels.missing(VDSR()) is None
 
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    amx._library.cache_clear()
-    amx._uncompiled.cache_clear()
-    assert amx.missing(VDSR()) is None
+    kernels._library.cache_clear()
+    kernels._uncompiled.cache_clear()
+    assert kernels.missing(VDSR()) is None
 
 
 @pytest.mark.usefixtures("kernels", "_fresh")
@@ -222,5 +240,5 @@ def test_a_compiler_may_have_arguments_and_a_user_no_home(monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(amx.Path, "home", homeless)
-    assert amx.missing(VDSR()) is None
+    monkeypatch.setattr(kernels.Path, "home", homeless)
+    assert kernels.missing(VDSR()) is None
