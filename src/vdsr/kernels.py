@@ -27,7 +27,11 @@ from vdsr.net import VDSR
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
 FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16"]
-TILES = ["-mamx-tile", "-mamx-bf16"]
+# what the kernels can be made of, the fastest first: the CPU's features that it takes, and the compiler's flags
+INSTRUCTIONS = {
+    "AMX": ({"avx512_bf16", "amx_tile", "amx_bf16"}, ["-mamx-tile", "-mamx-bf16"]),
+    "AVX512-BF16": ({"avx512_bf16"}, []),
+}
 WIDTH = 64  # filters, what the kernels are written for
 
 
@@ -45,7 +49,7 @@ class HalfSquaredError:
         if reason := missing(net):
             raise InputError(f"no kernels of our own here: {reason}")
         self.net = net
-        self.kernels = _library()
+        self.kernels = _library()[1]
         self.packed = torch.zeros(self.kernels.vdsr_packed(net.depth - 2), dtype=torch.bfloat16)
 
     def __call__(self, ilr_B1HW: Tensor, hr_B1HW: Tensor) -> Tensor:
@@ -119,7 +123,21 @@ def unsupported() -> str | None:
     """Why the kernels are not for this CPU or system."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "they are for x86-64 and Linux"
-    return None if "avx512_bf16" in _features() else "this CPU has no avx512_bf16"
+    return None if _possible() else "this CPU has no avx512_bf16"
+
+
+def instructions() -> str:
+    """What the kernels are made of here: AMX's tiles, or AVX512-BF16's dot products where those cannot be had.
+
+    Raises what `missing` puts into words where there are no kernels.
+    """
+    return _library()[0]
+
+
+def _possible() -> list[str]:
+    """What this CPU has of the instructions."""
+    words = _features()
+    return [name for name, (needed, _) in INSTRUCTIONS.items() if needed <= words]
 
 
 @cache
@@ -127,27 +145,36 @@ def _features() -> frozenset[str]:
     return frozenset(Path("/proc/cpuinfo").read_text().split())
 
 
-def instructions() -> str:
-    """What the kernels are made of here: AMX's tiles where the CPU has them, else AVX512-BF16's dot products."""
-    return "AMX" if {"amx_tile", "amx_bf16"} <= _features() else "AVX512-BF16"
-
-
 @cache
 def _uncompiled() -> str | None:
     """Why they could not be compiled or started."""
     try:
-        return "the system does not grant AMX's tiles" if _library().vdsr_permit() else None
+        _library()
     except (OSError, InputError, subprocess.SubprocessError) as error:
         return " ".join(str(getattr(error, "stderr", None) or error).split())[:200]
+    return None
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    """The compiled kernels. Raises OSError, InputError or CalledProcessError where they cannot be had."""
+def _library() -> tuple[str, ctypes.CDLL]:
+    """The fastest kernels that CPU, compiler and system have, with the instructions that they are made of.
+
+    Raises OSError, InputError or CalledProcessError where there are none.
+    """
+    *better, last = _possible()
+    for name in better:
+        try:
+            return name, _built(name)
+        except (OSError, InputError, subprocess.SubprocessError):
+            continue
+    return last, _built(last)
+
+
+def _built(name: str) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(shutil.which, ("c++", "g++", "clang++"))][:1]
     if not compiler:
         raise FileNotFoundError("there is no C++ compiler: install g++, or set CXX")
-    command = [*compiler, *FLAGS, *(TILES if instructions() == "AMX" else []), str(SOURCE)]
+    command = [*compiler, *FLAGS, *INSTRUCTIONS[name][1], str(SOURCE)]
     digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(command[:-1]).encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory() as elsewhere:
         try:
@@ -161,6 +188,8 @@ def _library() -> ctypes.CDLL:
     arrays, sizes = [pointer] * 2, [whole_number] * 5
     library.vdsr_step.argtypes = arrays + sizes + [ctypes.c_float] + arrays + [whole_number] + arrays  # type: ignore[operator]
     library.vdsr_step.restype = None
+    if library.vdsr_permit():
+        raise OSError("the system does not grant AMX's tiles")
     return library
 
 

@@ -125,6 +125,8 @@ def benchmarks(tmp_path, prepare, structured):
     torch.manual_seed(0)
     weights.save(VDSR(3, 4), tmp_path / "vdsr.safetensors")
     weights.save(SRCNN(), tmp_path / "srcnn.safetensors")
+    for scale in (2, 3, 4):
+        weights.save(SRCNN(), tmp_path / f"x{scale}.safetensors", scales=[scale])
     (tmp_path / "results").mkdir()
 
 
@@ -140,6 +142,9 @@ def test_crops_compare_the_networks_picture_by_picture(report, benchmarks, tmp_p
                 found.append(path.relative_to(tmp_path / folder).as_posix())
     expected = [f"{name}/{name}-{name}-{seed}.png" for name in ("set14", "set5") for seed in range(2)]
     assert names == {"one": expected, "two": expected}
+    three = ",".join(f"x{scale}.safetensors" for scale in (4, 2, 3))
+    each = report("crops=two", "sets=null", "vdsr=vdsr.safetensors", f"srcnn=[{three}]")
+    assert (each.status, each.err) == (0, "")
     widths = []
     for folder in names:
         with Image.open(tmp_path / folder / expected[0]) as picture:
@@ -154,6 +159,7 @@ def test_crops_compare_the_networks_picture_by_picture(report, benchmarks, tmp_p
         (["records=cut"], "cut/x/0.json: no run record, or a damaged one"),
         (["crops=c"], "give vdsr=FILE, or srcnn=FILE, or both"),
         (["crops=c", "vdsr=none.safetensors"], "none.safetensors: no such weights file"),
+        (["crops=c", "srcnn=[x2.safetensors]"], "x2.safetensors: trained at no ×3, ×4; name a network for each scale"),
         (["crops=c", "vdsr=v.safetensors", "sets=null", "paths.data=nowhere"], "nowhere/set5"),
     ],
 )
@@ -162,12 +168,13 @@ def test_what_cannot_be_reported_is_said_in_one_line(report, tmp_path, overrides
     (tmp_path / "cut" / "x" / "0.json").write_text('{"format": 1, "name": "paper", "conf')
     (tmp_path / "results").mkdir()
     weights.save(VDSR(3, 4), tmp_path / "v.safetensors")
+    weights.save(SRCNN(), tmp_path / "x2.safetensors", scales=[2])
     done = report(*overrides)
     assert done.status == 1
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert words in done.err
-    left = {path.name for path in tmp_path.iterdir()} - {"cut", "results", "v.safetensors"}
+    left = {path.name for path in tmp_path.iterdir()} - {"cut", "results", "v.safetensors", "x2.safetensors"}
     assert left <= {"RESULTS.md", "report"}  # the document is whole even where the comparisons cannot be drawn
     assert (left == set()) == ("records" in overrides[0])
 

@@ -1,6 +1,7 @@
 """Our own kernels against PyTorch's in float32, and what is said where they cannot be had."""
 
 import copy
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -50,20 +51,24 @@ def error(found, exact):
 
 
 @pytest.fixture
-def _pretended(_fresh, monkeypatch, tmp_path):
-    """What is written for AMX, on tiles in plain memory."""
-    monkeypatch.setattr(kernels, "instructions", lambda: "AMX")
-    monkeypatch.setenv("CXX", f"c++ -include {Path(__file__).with_name('tiles.h')}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-@pytest.fixture
 def _fresh():
-    for cached in (kernels.unsupported, kernels._uncompiled, kernels._library):
+    """Nothing is known yet of CPU, compiler and system; and nothing of what the test made them, afterwards."""
+    for cached in (kernels.unsupported, kernels._features, kernels._uncompiled, kernels._library):
         cached.cache_clear()
     yield
-    for cached in (kernels.unsupported, kernels._uncompiled, kernels._library):
+    for cached in (kernels.unsupported, kernels._features, kernels._uncompiled, kernels._library):
         cached.cache_clear()
+
+
+@pytest.fixture(params=["AMX", "AVX512-BF16"])
+def _made_of(_fresh, monkeypatch, request, tmp_path_factory):
+    """The kernels by each kind of instructions; AMX on tiles in plain memory, which any CPU with bf16 can pretend."""
+    monkeypatch.setattr(kernels, "_possible", lambda: [request.param])
+    if request.param == "AMX":
+        header = Path(__file__).with_name("tiles.h")
+        monkeypatch.setenv("CXX", f"c++ -include {shlex.quote(str(header))}")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "pretended"))  # compiled once
+    assert kernels.instructions() == request.param
 
 
 SHAPES = [
@@ -74,25 +79,17 @@ SHAPES = [
     (5, 2, 31, 30, True),  # rows of an even and an odd number of pixels
     (3, 1, 1, 100, True),
     (3, 2, 50, 1, False),
-    (3, 2, 5, 62, True),  # the margins' tightest fit
+    (3, 2, 5, 62, True),
+    (3, 2, 5, 61, True),  # the margins' tightest fit: none is left over
     (20, 16, 41, 41, True),
     (20, 3, 48, 65, True),
 ]
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("kernels", "_made_of")
 @pytest.mark.parametrize(("depth", "batch", "height", "width", "residual"), SHAPES)
 def test_as_exact_as_autocast(depth, batch, height, width, residual):
-    as_exact_as_autocast(network(depth, residual), patches(batch, height, width))
-
-
-@pytest.mark.usefixtures("kernels", "_pretended")
-def test_tiles_as_exact_as_autocast():
-    for depth, batch, height, width, residual in SHAPES:
-        as_exact_as_autocast(network(depth, residual), patches(batch, height, width))
-
-
-def as_exact_as_autocast(net, pair):
+    net, pair = network(depth, residual), patches(batch, height, width)
     loss, grads = by_kernels(net, *pair)
     exact_loss, exact = plainly(net, *pair)
     cast_loss, cast = plainly(net, *pair, autocast=True)
@@ -181,6 +178,40 @@ def test_other_networks_are_not_for_them(net):
         kernels.HalfSquaredError(net)
 
 
+BF16, TILES = frozenset({"avx512_bf16"}), frozenset({"avx512_bf16", "amx_tile", "amx_bf16"})
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    ("features", "refused", "made_of"),
+    [
+        (BF16, (), "AVX512-BF16"),
+        (TILES - {"amx_bf16"}, (), "AVX512-BF16"),
+        (TILES, (), "AMX"),
+        (TILES, ("AMX",), "AVX512-BF16"),  # by the system, or the compiler
+    ],
+)
+def test_the_fastest_instructions_that_can_be_had(monkeypatch, features, refused, made_of):
+    def built(name):
+        if name in refused:
+            raise OSError("the system does not grant AMX's tiles")
+        return f"library of {name}"
+
+    monkeypatch.setattr(kernels, "_features", lambda: features)
+    monkeypatch.setattr(kernels, "_built", built)
+    assert kernels._library() == (made_of, f"library of {made_of}")
+    assert kernels.instructions() == made_of
+    assert kernels._uncompiled() is None
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_processor_without_bf16_has_none(monkeypatch):
+    monkeypatch.setattr(kernels.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(kernels.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(kernels, "_features", lambda: TILES - BF16)
+    assert kernels.missing(VDSR()) == "this CPU has no avx512_bf16"
+
+
 @pytest.mark.usefixtures("_fresh")
 def test_another_processor_has_none(monkeypatch):
     monkeypatch.setattr(kernels.platform, "machine", lambda: "arm64")
@@ -189,6 +220,7 @@ def test_another_processor_has_none(monkeypatch):
 
 @pytest.mark.usefixtures("_fresh")
 def test_without_a_compiler_there_are_none(monkeypatch):
+    monkeypatch.setattr(kernels, "_features", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr(kernels, "unsupported", lambda: None)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
@@ -197,6 +229,7 @@ def test_without_a_compiler_there_are_none(monkeypatch):
 
 @pytest.mark.usefixtures("_fresh")
 def test_a_compiler_that_refuses_is_quoted(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "_features", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr(kernels, "unsupported", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 

@@ -239,33 +239,42 @@ def test_table_3(section):
     ]
 
 
-def single_scale(scale, seed=0, off=0.0, steps=3320):
-    """SRCNN at one scale, scored there only."""
-    method = {"_target_": "vdsr.net.SRCNN"}
-    metrics = scored(lambda *key: published.psnr(*key, "SRCNN") - off, ("set5", "set14"), [scale])
-    return make(
-        "srcnn", network={"name": "SRCNN"}, metrics=metrics, config__model=method, config__data__scales=[scale],
-        config__trainer__max_steps=steps, config__seed=seed,
+def single_scale(scale, seed=0, off=0.0, method="SRCNN", **changes):
+    """A network of one scale, scored there only."""
+    model = {"_target_": f"vdsr.net.{method}"}
+    metrics = scored(lambda *key: published.psnr(*key, method) - off, ("set5", "set14"), [scale])
+    record = make(
+        "srcnn", network={"name": method}, metrics=metrics, config__model=model, config__data__scales=[scale],
+        config__trainer__max_steps=3320, config__seed=seed,
     )  # fmt: skip
+    record["config"]["data"] |= {"test_scales": [scale]}
+    record["config"] |= changes
+    return record
 
 
 def test_networks_of_one_scale_each_are_one_row(section):
     made = section(*(single_scale(scale) for scale in (4, 2, 3)))
     beside = {row[0]: row[2] for row in rows(made)}
-    assert beside["trained with"] == "one a scale, each with 33 % of the paper's patches (3,320 × 64)\nseed 0"
+    assert beside["trained with"] == "3 networks, each with 33 % of the paper's patches (3,320 × 64)\nseed 0"
     assert beside["Set5 ×2"].startswith("ours 36.66 / ")
     assert beside["Set14 ×4"].startswith("ours 27.49 / ")
     (row,) = rows(made, 1)
     assert row[0] == "SRCNN, one a scale"
     assert row[2:4] == ["36.66 (36.66, +0.00)", "32.75 (32.75, +0.00)"]
-    assert row[-1] == "finished"
+    assert row[-2:] == ["100 % of the paper's patches", "finished"]
 
 
-def test_seeds_and_misses_of_networks_of_one_scale_each(section):
+def test_seeds_of_networks_of_one_scale_each(section):
     found = [single_scale(scale, seed, off=0.1 * seed) for scale in (2, 3, 4) for seed in (0, 1, 2)]
     (row,) = rows(section(*found), 1)
     assert row[2] == "36.56 ± 0.10 (36.66, -0.10)"
     assert row[-1] == "finished, 3 seeds"
+
+
+def test_seeds_of_one_of_the_networks(section):
+    found = [single_scale(2, seed) for seed in (0, 1, 2)] + [single_scale(scale) for scale in (3, 4)]
+    (row,) = rows(section(*found), 1)
+    assert row[-1] == "finished, 1 to 3 seeds"
 
 
 def test_each_network_of_one_scale_says_how_it_ended(section):
@@ -275,12 +284,35 @@ def test_each_network_of_one_scale_says_how_it_ended(section):
     assert row[-1].split("\n") == [f"seed 0 at ×{scale}: {how}" for scale, how in zip((2, 3, 4), ended, strict=True)]
 
 
-def test_a_network_for_all_scales_and_other_budgets_keep_their_rows(section):
-    made = section(
-        make("paper"), *(single_scale(scale) for scale in (2, 3, 4)), single_scale(2, steps=664),
-        make("paper", config__data__scales=[2], config__trainer__max_steps=3320),
-    )  # fmt: skip
-    assert [row[0] for row in rows(made, 1)] == ["VDSR", "VDSR", "SRCNN, one a scale", "SRCNN"]
+def test_other_schedules_of_one_scale_are_other_networks(section):
+    other = {"optim": {"lr": 0.1, "optimiser": {"lr": 0.1, "momentum": 0.9}, "schedule": {"T_max": 3320}}}
+    made = section(*(single_scale(scale) for scale in (2, 3, 4)), single_scale(2, off=4, **other))
+    assert sorted(row[2] for row in rows(made, 1)) == ["32.66 (36.66, -4.00)", "36.66 (36.66, +0.00)"]
+
+
+def test_a_network_for_all_scales_keeps_its_row(section):
+    everywhere = {"config__data__val_scales": [2, 3, 4], "config__trainer__max_steps": 3320}
+    half, broken = (make("paper", config__data__scales=[scale], **everywhere) for scale in (2, 3))
+    made = section(make("paper"), *(single_scale(scale) for scale in (2, 3, 4)), half, unfinished(broken))
+    assert [row[0] for row in rows(made, 1)] == ["VDSR", "SRCNN, one a scale", "VDSR", "VDSR"]
+
+
+def test_srcnn_beside_vdsr_is_the_better_with_as_many_patches(section):
+    vdsr, worse = (
+        make("paper", lambda *key, off=off: published.psnr(*key, "VDSR") - off, ("set5", "set14")) for off in (0, 3)
+    )
+    worse["config"]["model"], worse["network"] = {"_target_": "vdsr.net.SRCNN"}, {"name": "SRCNN"}
+    made = section(vdsr, worse, *(single_scale(scale) for scale in (2, 3, 4)))
+    assert {row[0]: row[2] for row in rows(made)}["Set5 ×2"].startswith("ours 36.66 / ")
+    assert "VDSR is above SRCNN, both ours, at every set and scale" in verdicts(made)  # no word of another budget
+
+
+def test_vdsr_of_one_scale_each_is_not_the_papers_network(section):
+    made = section(make("paper"), *(single_scale(scale, method="VDSR") for scale in (2, 3, 4)))
+    assert {row[0]: row[3] for row in rows(made)}["trained with"].startswith(
+        "100 % of the paper's patches (9,960 × 64)"
+    )
+    assert [row[0] for row in rows(made, 1)] == ["VDSR", "VDSR, one a scale"]
 
 
 def test_table_3_takes_the_best_network_and_keeps_the_misses(section):

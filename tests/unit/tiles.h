@@ -1,5 +1,8 @@
 // AMX's tiles in plain memory, so that what is written for them can be tested where there are none.
 #pragma once
+#ifndef __AMX_BF16__
+#error "compiled without the tiles"
+#endif
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>

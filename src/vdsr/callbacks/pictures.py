@@ -1,6 +1,6 @@
 """Pictures to look at: bicubic | network | original, a row a scale, PSNR under each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -48,11 +48,11 @@ def draw(
     net: torch.nn.Module, picture: Picture, scales: tuple[float, ...], device: torch.device, path: Path
 ) -> NDArray[np.uint8]:
     """Bicubic | network | original: see `compare`."""
-    return compare({"network": net}, picture, scales, device, path)
+    return compare(lambda _: {"network": net}, picture, scales, device, path)
 
 
 def compare(
-    networks: Mapping[str, torch.nn.Module],
+    networks: Callable[[float], Mapping[str, torch.nn.Module]],
     picture: Picture,
     scales: tuple[float, ...],
     device: torch.device,
@@ -60,14 +60,14 @@ def compare(
 ) -> NDArray[np.uint8]:
     """Save the comparison of one picture as PNG (atomically) and return it as (H, W, 3) uint8.
 
-    A row a scale: bicubic, each network by name, the original. PSNR is the whole picture's, by the benchmark
+    A row a scale: bicubic, each network for it by name, the original. PSNR is the whole picture's, by the benchmark
     protocol; what is shown is its most detailed part.
     """
-    titles = ("bicubic", *networks, "original")
+    titles = ("bicubic", *networks(scales[0]), "original")
     shape = (len(scales), len(titles))
     figure, axes = plt.subplots(*shape, figsize=(2.4 * shape[1], 2.6 * shape[0]), dpi=DPI, squeeze=False)
     for row, scale in zip(axes, scales, strict=True):
-        restored = [restore(net, picture, scale, device) for net in networks.values()]
+        restored = [restore(net, picture, scale, device) for net in networks(scale).values()]
         ilr, _, hr = restored[0]
         window = _most_detailed(hr)
         for axis, luma, title in zip(row, (ilr, *(sr for _, sr, _ in restored), hr), titles, strict=True):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from vdsr.results import charts, published
 from vdsr.results.cells import budget, difference, drawn, figures, gains, mean, mean_gain, panel, titled
-from vdsr.results.runs import OF_A_SCALE_SET, Benchmark, Figure, Group, Run, benchmarks, by_patches_a_scale, series
+from vdsr.results.runs import Benchmark, Figure, Group, Run, benchmarks, series
 from vdsr.results.section import NOTHING, Part, Section, Table, Verdict, decibels, holds, scale_set, shown, signed
 
 LEVEL = 0.1  # dB within which two networks are level (table 2), or a network is no better than bicubic
@@ -38,7 +38,9 @@ def scale_sets(runs: Sequence[Run]) -> Section:
     """Table 2: trained on some scales, tested at each."""
     question = "Does one network do for all scales? Each is trained for as many epochs; more scales are more patches."
     parts = []
-    found = itertools.chain.from_iterable(titled(alike, *OF_A_SCALE_SET) for alike in by_patches_a_scale(runs))
+    swept = "data.scales", "trainer.max_steps", "optim.schedule"
+    budgets = itertools.groupby(sorted(runs, key=_patches_a_scale, reverse=True), _patches_a_scale)
+    found = itertools.chain.from_iterable(titled(list(alike), *swept) for _, alike in budgets)
     for number, (title, points) in enumerate(found):
         points = sorted(points, key=lambda group: (len(group.first.scales), group.first.scales))
         tested = panel(points)
@@ -146,6 +148,11 @@ def _residual_verdicts(points: Sequence[Group], scored: Benchmark) -> list[Verdi
         claim = f"Residual trains at γ₀ = {plain.first['optim.lr']:g}, where plain does not"
         verdicts.append(Verdict(claim, plain.first.record["status"] == "diverged" or None, f"plain {plain.outcome}"))
     return verdicts
+
+
+def _patches_a_scale(run: Run) -> float:
+    """To two digits: steps are whole numbers."""
+    return float(f"{run.planned * run.batch / max(1, len(run.scales)):.2g}")
 
 
 def _scale_verdicts(points: Sequence[Group], tested: Sequence[Benchmark]) -> list[Verdict]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vdsr.results import charts, published
 from vdsr.results.cells import budget, difference, picture, seeds
-from vdsr.results.runs import OF_A_SCALE_SET, Benchmark, Group, Run, benchmarks, by_patches_a_scale, series
+from vdsr.results.runs import Benchmark, Group, Run, benchmarks, series
 from vdsr.results.section import NOTHING, Part, Section, Table, Verdict, decibels, holds, shown, signed, trained_with
 
 RANKED = [benchmark for benchmark in published.BENCHMARK if benchmark[0] == published.SETS[0]]
@@ -14,13 +14,13 @@ def benchmark(runs: Sequence[Run]) -> Section:
     """Table 3: bicubic, SRCNN and VDSR on the benchmarks."""
     question = "Does the paper's final network come out? 291 images, D = 20, one network for ×2, ×3 and ×4."
     groups = _networks_of(runs)
-    vdsr = _best([group for group in groups if group.first.network == "VDSR"])
+    vdsr = _best([group for group in groups if group.network == "VDSR"])
     others = [group for group in groups if group.first.network == "SRCNN"]
-    alike = [group for group in others if vdsr and group.first.share == vdsr.first.share]
+    alike = [group for group in others if vdsr and _as_much(group) == _as_much(vdsr)]
     srcnn = _best(alike) or _best(others)
     parts = []
     if either := vdsr or srcnn:
-        title = f"The best network, with {budget(either.first)}"
+        title = f"The best network, with {budget(either)}"
         parts.append(Part(title, [_beside(srcnn, vdsr)], _verdicts(srcnn, vdsr)))
     if groups:
         pictures = []
@@ -37,18 +37,22 @@ def benchmark(runs: Sequence[Run]) -> Section:
 
 
 def _networks_of(runs: Sequence[Run]) -> list[Group]:
-    """A group a network; one of those that know and are scored at a single scale, as SRCNN is published."""
-    found = []
-    for points in (points for alike in by_patches_a_scale(runs) for points in series(alike, *OF_A_SCALE_SET)):
-        single = [point for point in points if all(map(_single, point.runs))]
-        found += [point for point in points if point not in single]
-        if single:
-            found.append(Group(tuple(run for point in single for run in point.runs)))
-    return sorted(found, key=lambda group: (-group.first.share, group.first.data, str(group.first.path)))
+    """A group a network; networks of one scale each, as SRCNN is published, together are one."""
+    single = [run for run in runs if _single(run)]
+    found = [points[0] for points in series(run for run in runs if not _single(run))]
+    found += [Group(tuple(run for point in points for run in point.runs)) for points in series(single, "data.scales")]
+    return sorted(found, key=lambda group: (-group.share, group.first.data, str(group.first.path)))
 
 
 def _single(run: Run) -> bool:
-    return len(run.scales) == 1 and all((scale,) == run.scales for _, scale in run.scores)
+    """Whether it is a network of one scale that is scored at no other."""
+    scored = run["data.test_scales"] or run["data.val_scales"] or run["data.scales"]
+    return len(run.scales) == 1 and set(scored) == set(run.scales)
+
+
+def _as_much(group: Group) -> float:
+    """What it was trained with, to two digits, as steps are whole numbers."""
+    return float(f"{group.share:.2g}")
 
 
 def _best(groups: Sequence[Group]) -> Group | None:
@@ -71,8 +75,10 @@ def _beside(srcnn: Group | None, vdsr: Group | None) -> Table:
 def _trained(group: Group | None) -> str:
     if not group:
         return NOTHING
-    each = "one a scale, each with " if len(group.scale_sets) > 1 else ""
-    return f"{each}{trained_with(group.first)}\n{seeds(group)}"
+    trained = trained_with(group.first)
+    if (networks := len(group.scale_sets)) > 1:
+        trained = f"{networks} networks, each with {trained}"
+    return f"{trained}\n{seeds(group)}"
 
 
 def _pair(group: Group | None, key: Benchmark, method: str, psnr: str = "psnr", ssim: str = "ssim") -> str:
@@ -92,7 +98,7 @@ def _networks(groups: Sequence[Group]) -> Table:
             g.network,
             g.first.data,
             *(decibels(g.figure(b), published.psnr(*b, g.first.network)) for b in tested),
-            budget(g.first),
+            budget(g),
             g.outcome,
         ]
         for g in groups
@@ -111,8 +117,8 @@ def _verdicts(srcnn: Group | None, vdsr: Group | None) -> list[Verdict]:
         f"largest difference {max(map(abs, bicubic)):.3f} dB over {len(bicubic)} figures" if bicubic else "none scored",
     )
     budgets = ""
-    if vdsr and srcnn and vdsr.first.share != srcnn.first.share:
-        budgets = f" (trained with {budget(srcnn.first)})"
+    if vdsr and srcnn and _as_much(vdsr) != _as_much(srcnn):
+        budgets = f" (trained with {budget(srcnn)})"
     above = [d for key in keys if (d := difference(vdsr, srcnn, key)) is not None]
     verdicts = [exact, holds(f"VDSR is above SRCNN{budgets}, both ours, at every set and scale", above)]
     for method in ("SRCNN", "VDSR"):

@@ -61,9 +61,9 @@ def difference(one: Group | None, other: Group | None, benchmark: Benchmark) -> 
     return None if a is None or b is None else a - b
 
 
-def budget(run: Run) -> str:
+def budget(trained: Run | Group) -> str:
     """What it was trained with, in a row's words."""
-    return f"{percent(run.share)} of the paper's patches"
+    return f"{percent(trained.share)} of the paper's patches"
 
 
 def seeds(group: Group) -> str:

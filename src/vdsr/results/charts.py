@@ -114,7 +114,7 @@ def training(groups: Sequence[Group], benchmarks: Sequence[Benchmark], path: Pat
     panels = figure.subplots(1, len(benchmarks), squeeze=False)[0]
     for axes, benchmark in zip(panels, benchmarks, strict=True):
         for number, group in enumerate(groups):
-            _curves(axes, group, benchmark, number, f"{group.network}, {percent(group.first.share)}")
+            _curves(axes, group, benchmark, number, f"{group.network}, {percent(group.share)}")
         for method, side in (("SRCNN", "bottom"), ("VDSR", "top")):
             level = published.psnr(*benchmark, method)
             if level is not None:

@@ -67,7 +67,7 @@ def _runs(runs: Iterable[Run]) -> str:
     """A row a run: what it cost and what repeats it. The command goes in as code, which escapes itself."""
     header = ["outcome", "trained with", "data", "seed", "precision", "hardware", "seconds", "patches/s", "commit"]
     lines = table(Table(header, [_row(run) for run in runs])).splitlines()
-    commands = ["repeat with", "---", *(_code(run.command) for run in runs)]
+    commands = ["repeat at that commit with", "---", *(_code(run.command) for run in runs)]
     return "\n".join(f"{line} {command} |" for line, command in zip(lines, commands, strict=True)) + "\n"
 
 

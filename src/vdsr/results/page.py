@@ -118,11 +118,16 @@ def content(
 
 
 def best_weights(found: Sequence[Run]) -> Path | None:
-    """The weights of the run that gained most, of those whose weights lie beside their record."""
-    gains = {
-        path: gain for run in found if (path := run.path.parent / WEIGHTS).is_file() and (gain := interactive.gain(run))
+    """The weights of the run that gained most, of those whose weights lie beside their record.
+
+    What was scored at most scales comes first: a mean over ×2 alone is higher than one over harder scales.
+    """
+    ranks = {
+        path: (len({scale for _, scale in run.scores}), gain)
+        for run in found
+        if (path := run.path.parent / WEIGHTS).is_file() and (gain := interactive.gain(run))
     }
-    return max(gains, key=lambda path: gains[path], default=None)
+    return max(ranks, key=lambda path: ranks[path], default=None)
 
 
 def _source(name: str) -> str:

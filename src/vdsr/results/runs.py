@@ -1,6 +1,5 @@
 """Run records as the tables want them: runs, groups of one configuration's seeds, series of one budget."""
 
-import itertools
 import logging
 import shlex
 import statistics
@@ -20,7 +19,6 @@ NEAR = 1 / 40  # of the schedule: how far from a point of it a validation may li
 
 # What makes two runs the same but for the seed; where the images lie and what is scored do not count.
 SETTINGS = ("model", "data", "optim", "clip", "trainer.max_steps", "trainer.accumulate_grad_batches")
-OF_A_SCALE_SET = ("data.scales", "trainer.max_steps", "optim.schedule")  # what changes with it: for as many epochs
 INCIDENTAL = tuple(
     f"data.{key}" for key in ("seed", "train", "val", "test", "val_scales", "test_scales", "mode", "stream")
 )
@@ -221,7 +219,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only, by seed; or networks that do one scale each, which together do all."""
+    """Runs that differ in their seed only, by seed; or networks of one scale each, one for each of several scales."""
 
     runs: tuple[Run, ...]
 
@@ -234,11 +232,18 @@ class Group:
     def outcome(self) -> str:
         """What became of them: one line for all, or one a seed."""
         if len({run.outcome for run in self.runs}) == 1:
-            seeds = len(self.runs) // len(self.scale_sets)
-            return self.first.outcome + (f", {seeds} seeds" if seeds > 1 else "")
+            return self.first.outcome + self._seeds
         several = len(self.scale_sets) > 1
         at = [f" at ×{run.scales[0]:g}" if several else "" for run in self.runs]
         return "\n".join(f"seed {run.seed}{where}: {run.outcome}" for run, where in zip(self.runs, at, strict=True))
+
+    @property
+    def _seeds(self) -> str:
+        """How many, where any network has several."""
+        counts = [len({run.seed for run in self.runs if run.scales == scales}) for scales in self.scale_sets]
+        if max(counts) == 1:
+            return ""
+        return f", {max(counts)} seeds" if min(counts) == max(counts) else f", {min(counts)} to {max(counts)} seeds"
 
     @property
     def scale_sets(self) -> list[tuple[float, ...]]:
@@ -247,8 +252,13 @@ class Group:
 
     @property
     def network(self) -> str:
-        """VDSR, or SRCNN, one a scale."""
+        """VDSR, or "SRCNN, one a scale"."""
         return self.first.network + (", one a scale" if len(self.scale_sets) > 1 else "")
+
+    @property
+    def share(self) -> float:
+        """The planned patches of its networks together, as a share of the paper's 637,440."""
+        return sum({run.scales: run.share for run in self.runs}.values())
 
     @property
     def benchmarks(self) -> list[Benchmark]:
@@ -325,15 +335,6 @@ def series(runs: Iterable[Run], *swept: str) -> list[list[Group]]:
         found.setdefault(key, []).append(run)
     made = [_points(members, swept) for members in found.values()]
     return sorted(made, key=lambda points: (-points[0].first.share, points[0].first.data, str(points[0].first.path)))
-
-
-def by_patches_a_scale(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs that saw as many patches at each of their scales, to two digits, as steps are whole numbers; most first."""
-
-    def patches(run: Run) -> float:
-        return float(f"{run.planned * run.batch / max(1, len(run.scales)):.2g}")
-
-    return [list(alike) for _, alike in itertools.groupby(sorted(runs, key=patches, reverse=True), patches)]
 
 
 def benchmarks(groups: Sequence[Group]) -> list[Benchmark]:
