@@ -74,7 +74,8 @@ struct Tiles {  // eight of 16 × 64 bytes: 0–3 hold sums, 4–5 the left matr
   ~Tiles() { _tile_release(); }
 };
 
-// Add to 32 × 32 sums, or set them to, products of left matrices, rows `left` apart, and right ones, tiles `right` apart
+// 32 × 32 sums, rows `apart` apart: set to, or with ADD raised by, the terms' products. Of a left matrix rows are `left`
+// apart, of a right one tiles `right`.
 template <bool ADD, class At>
 inline void multiply(float* sums, size_t apart, int terms, size_t left, size_t right, const At& at) {
   if (ADD) {
@@ -145,11 +146,11 @@ inline void multiply_64(float* sums, int terms, size_t left, size_t right, const
 
 #else
 
-struct Tiles {
+struct Tiles {  // nothing to set up
   Tiles() {}
 };
 
-// The sums of so many rows from `row` on and tiles of columns, kept in registers
+// So many rows of the sums from `row` on, so many tiles wide, kept in registers for all terms
 template <int ROWS, int TILES, bool ADD, class At>
 inline void strip(float* sums, size_t apart, int row, int terms, size_t left, size_t right, const At& at) {
   __m512 sum[ROWS][TILES];
