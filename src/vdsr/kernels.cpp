@@ -74,6 +74,13 @@ struct Tiles {  // eight of 16 × 64 bytes: 0–3 hold sums, 4–5 the left matr
   ~Tiles() { _tile_release(); }
 };
 
+inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
 // 32 × 32 sums, rows `apart` apart: set to, or with ADD raised by, the terms' products. Of a left matrix rows are `left`
 // apart, of a right one tiles `right`.
 template <bool ADD, class At>
@@ -84,10 +91,7 @@ inline void multiply(float* sums, size_t apart, int terms, size_t left, size_t r
     _tile_loadd(2, sums + TILE * apart, 4 * apart);
     _tile_loadd(3, sums + TILE * apart + TILE, 4 * apart);
   } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
   }
   for (int t = 0; t < terms; t++) {
     const Term term = at(t);
@@ -122,10 +126,7 @@ inline void multiply_16(float* sums, int terms, size_t left, const At& at) {
 // 16 × 64 sums
 template <class At>
 inline void multiply_64(float* sums, int terms, size_t left, size_t right, const At& at) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   for (int t = 0; t < terms; t++) {
     const Term term = at(t);
     _tile_loadd(4, term.left, 2 * left);
