@@ -33,7 +33,7 @@ from vdsr.callbacks.agreement import Agreement
 from vdsr.callbacks.pictures import Pictures
 from vdsr.callbacks.preemption import Preemption
 from vdsr.callbacks.progress import ProgressBar
-from vdsr.callbacks.recorder import Recorder, left_bicubic, scores
+from vdsr.callbacks.recorder import LEFT_BICUBIC, Recorder, gain_where_trained, scores
 from vdsr.callbacks.saving import Saving
 from vdsr.callbacks.throughput import Throughput
 from vdsr.claim import Claim
@@ -210,20 +210,21 @@ def _train(
     same = (data.test_shards, data.test_scales) == (data.val_shards, data.val_scales)
     if not same or task.scored_at != trainer.global_step:
         trainer.test(task, datamodule=data, verbose=False, weights_only=True)
+    gain = gain_where_trained(task, data.scales)
     record |= {
         "status": "finished",
         "metrics": scores(task),
         "psnr": task.mean_psnr,
         "gain": task.gain,
         "psnr_best": best,
-        "left_bicubic": left_bicubic(task),
+        "left_bicubic": gain > LEFT_BICUBIC,
         "patches_per_second": _median([p["patches_per_second"] for p in record["curve"] if "patches_per_second" in p]),
     }
     if trainer.is_global_zero:
         figures = {key: record[key] for key in ("psnr", "gain")}
         tracking.log_scores(trainer.loggers, record["metrics"], figures, trainer.global_step)
         if not record["left_bicubic"]:
-            log.warning("this run did not leave bicubic behind (%+.3f dB): see the record's curve", task.gain)
+            log.warning("this run did not leave bicubic behind (%+.3f dB): see the record's curve", gain)
         timed = data.val_shards[0]
         seconds = seconds_per_image(task.net, data.pictures(timed), trainer.strategy.root_device)
         record["inference"] = {"set": timed.name, "seconds_per_image": seconds}
