@@ -33,7 +33,7 @@ from vdsr.callbacks.agreement import Agreement
 from vdsr.callbacks.pictures import Pictures
 from vdsr.callbacks.preemption import Preemption
 from vdsr.callbacks.progress import ProgressBar
-from vdsr.callbacks.recorder import LEFT_BICUBIC, Recorder, gain_where_trained, scores
+from vdsr.callbacks.recorder import Recorder, gain_where_trained, scores
 from vdsr.callbacks.saving import Saving
 from vdsr.callbacks.throughput import Throughput
 from vdsr.claim import Claim
@@ -217,7 +217,7 @@ def _train(
         "psnr": task.mean_psnr,
         "gain": task.gain,
         "psnr_best": best,
-        "left_bicubic": gain > LEFT_BICUBIC,
+        "left_bicubic": gain > records.LEFT_BICUBIC,
         "patches_per_second": _median([p["patches_per_second"] for p in record["curve"] if "patches_per_second" in p]),
     }
     if trainer.is_global_zero:

@@ -14,6 +14,7 @@ from vdsr.errors import InputError
 
 FORMAT = 1
 FILE = "record.json"
+LEFT_BICUBIC = 0.02  # dB above bicubic where it is trained; below it a network is its input
 PACKAGES = (
     "vdsr",
     "torch",

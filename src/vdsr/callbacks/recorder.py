@@ -16,8 +16,6 @@ from vdsr.task import SuperResolution
 
 log = logging.getLogger(__name__)
 
-LEFT_BICUBIC = 0.02  # dB above bicubic where it is trained; below it a run has not learned yet
-
 
 class Recorder(pl.Callback):
     """Writes `record.json`: curve, validations, cost and what became of the run.
@@ -142,7 +140,7 @@ def scores(task: SuperResolution) -> dict[str, dict[str, dict[str, float]]]:
 def gain_where_trained(task: SuperResolution, scales: Sequence[float]) -> float:
     """Mean gain over bicubic in dB at the scales that are trained on; at all where none of those is scored.
 
-    At LEFT_BICUBIC or below the network does no better than its input: the commonest failure is to end exactly there.
+    At `records.LEFT_BICUBIC` or below a network is its input: the commonest failure is to end exactly there.
     """
     gains = {key: score.psnr - task.bicubic[key].psnr for key, score in task.scores.items()}
     return statistics.fmean([gain for (_, scale), gain in gains.items() if scale in scales] or gains.values())
@@ -155,5 +153,5 @@ def validation_line(trainer: pl.Trainer, task: SuperResolution) -> str:
         for (name, scale), score in task.scores.items()
     )
     gain = gain_where_trained(task, trainer.datamodule.scales)  # type: ignore[attr-defined]
-    stuck = "" if gain > LEFT_BICUBIC else "  · not beyond bicubic yet"
+    stuck = "" if gain > records.LEFT_BICUBIC else "  · not beyond bicubic yet"
     return f"step {trainer.global_step}/{trainer.max_steps}  {gains}  dB (against bicubic){stuck}"

@@ -14,7 +14,6 @@ from vdsr.errors import InputError
 from vdsr.results import published
 
 REQUIRED = ("name", "status", "overrides", "steps", "seconds", "validations", "curve")
-BEYOND = 0.02  # dB above bicubic; below it a network is its input
 NEAR = 1 / 40  # of the schedule: how far from a point of it a validation may lie
 
 # What makes two runs the same but for the seed; where the images lie and what is scored do not count.
@@ -108,7 +107,7 @@ class Run:
     def learnt(self) -> bool:
         """Whether it finished above bicubic on the mean, at the scales that it was trained on."""
         gains = [score.gain for (_, scale), score in self.scores.items() if scale in self.scales]
-        return bool(gains) and statistics.fmean(gains) > BEYOND
+        return bool(gains) and statistics.fmean(gains) > records.LEFT_BICUBIC
 
     @property
     def batch(self) -> int:
